@@ -1,0 +1,43 @@
+# Nothing is needed but make and Python >= 3.11: each target sets itself up in .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+# Made again only when the project's needs have changed.
+SETUP := .venv/setup-done
+PEERS := .venv/peers-done
+
+.PHONY: setup demo test check bench clean
+
+setup: $(SETUP)
+
+$(SETUP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "tsuzuri needs Python 3.11 or newer; give one: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# Text to a model on the embedded corpus, with a plot and tales at the end.
+demo: $(SETUP)
+	$(BIN)/tsuzuri demo
+
+test: $(SETUP)
+	$(BIN)/python -m pytest
+
+check: $(SETUP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+# The peers (PyTorch, transformers) are large, and only needed here.
+bench: $(PEERS)
+	for file in benchmarks/[a-z]*.py; do echo; $(BIN)/python $$file || exit 1; done
+
+$(PEERS): $(SETUP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[dev,peers]'
+	@touch $@
+
+clean:
+	rm -rf .venv runs/demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,162 @@
+"""Checkpoints that are whole, sound and of this run, or are not used.
+
+    checkpoints/<step>/state/         the train state, by Orbax
+    checkpoints/<step>/manifest.json  what it belongs to, and the SHA-256 of every file of state/
+
+The folder is written beside and renamed, so a name that is a number is a committed checkpoint. The
+position in the data is the step, so nothing else has to be kept.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from tsuzuri.errors import RunError, UserError
+from tsuzuri.files import read_json, remove, sha256, write_beside, write_json
+from tsuzuri.sharding import path_of
+
+
+def save(folder: Path, step: int, state: Any, belongs_to: Mapping[str, str], keep: int) -> None:
+    """Commits `state` as folder/<step>, then removes all but the newest `keep` checkpoints.
+
+    Args:
+      folder: the run's checkpoints folder.
+      step: the steps done; a checkpoint that is there already is left as it is.
+      state: a pytree of arrays.
+      belongs_to: fingerprints (of features, tokenizer, model) that `restore` will compare.
+
+    Raises:
+      RunError: it could not be written, as on a full disk; the older ones are untouched.
+    """
+    path = folder / str(step)
+    if not path.exists():
+        with write_beside(path) as beside:
+            beside.mkdir()
+            try:
+                with ocp.StandardCheckpointer() as checkpointer:
+                    checkpointer.save((beside / "state").absolute(), state)
+            except OSError:
+                raise
+            except Exception as error:  # tensorstore reports a full disk as a ValueError
+                reason = str(error).strip().splitlines()[0][:200]
+                raise OSError(None, reason) from error
+            hashes = {str(f.relative_to(beside)): sha256(f) for f in _files(beside)}
+            manifest = {"step": step, "belongs_to": dict(belongs_to), "sha256": hashes}
+            write_json(beside / "manifest.json", manifest | {"manifest_sha256": _digest(manifest)})
+    for old in steps(folder)[:-keep]:
+        remove(folder / str(old))
+
+
+def restore(
+    folder: Path,
+    target: Any,
+    belongs_to: Mapping[str, str],
+    say: Callable[[str], None],
+    set_aside: bool = False,
+) -> tuple[Any, int] | None:
+    """The newest sound checkpoint and its step, or None where there is no checkpoint at all.
+
+    Args:
+      folder: the run's checkpoints folder.
+      target: the pytree to fill, of jax.ShapeDtypeStruct with shardings; a part of what was saved
+        (only {"params": ...}) is enough.
+      belongs_to: the fingerprints it must have been saved with.
+      say: is told of every checkpoint that is damaged and passed over.
+      set_aside: rename damaged ones to <step>.damaged, for the process that holds the run.
+
+    Raises:
+      UserError: it belongs to other features, another tokenizer or another model.
+      RunError: there are checkpoints, and none is sound.
+    """
+    all_steps = steps(folder)
+    for step in reversed(all_steps):
+        path = folder / str(step)
+        damage = _damage(path)
+        if damage:
+            say(f"WARNING: checkpoint {path} is damaged ({damage}); using the one before it")
+            if set_aside:
+                path.rename(_free_name(path.with_name(f"{step}.damaged")))
+            continue
+        saved_with = read_json(path / "manifest.json")["belongs_to"]
+        for what, fingerprint in belongs_to.items():
+            if saved_with.get(what) != fingerprint:
+                raise UserError(
+                    f"{path} was saved with another {what} than this run folder now holds; "
+                    f"bring back the {what} it was trained with, or start in another --run"
+                )
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            arguments = ocp.args.PyTreeRestore(
+                item=target,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                partial_restore=True,
+            )
+            return checkpointer.restore((path / "state").absolute(), args=arguments), step
+    if all_steps:
+        raise RunError(f"{folder} holds no sound checkpoint; move it away to train from the start")
+    return None
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of the committed checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
+def shapes(tree: Any, shardings: Any) -> Any:
+    """`tree` as jax.ShapeDtypeStruct with shardings: the target of `restore`."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
+
+
+def parameters_sha256(params: Any) -> str:
+    """The fingerprint of a model: SHA-256 over every parameter's path, shape, type and bytes."""
+    digest = hashlib.sha256()
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for path, leaf in sorted(((path_of(k), leaf) for k, leaf in leaves), key=lambda pair: pair[0]):
+        array = np.asarray(leaf)
+        digest.update(f"{path} {array.shape} {array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a checkpoint, or nothing."""
+    try:
+        manifest = read_json(path / "manifest.json")
+        if manifest.pop("manifest_sha256") != _digest(manifest):
+            return "the SHA-256 of manifest.json differs"
+        hashes = manifest["sha256"]
+        found = {str(f.relative_to(path)) for f in _files(path)} - {"manifest.json"}
+        for name in sorted(hashes.keys() | found):
+            if name not in found:
+                return f"{name} is missing"
+            if name not in hashes:
+                return f"{name} does not belong to it"
+            if sha256(path / name) != hashes[name]:
+                return f"the SHA-256 of {name} differs"
+    except (UserError, OSError, KeyError, TypeError, AttributeError) as error:
+        return f"manifest.json cannot be read: {error}"
+    return ""
+
+
+def _free_name(path: Path) -> Path:
+    numbered = (path.with_name(f"{path.name}.{n}") for n in range(1, 1_000_000))
+    return path if not path.exists() else next(p for p in numbered if not p.exists())

@@ -1,0 +1,293 @@
+"""Every number that a run can be given, as frozen dataclasses; the standard library only.
+
+A Config is made as preset < config file < flags, and checked when it is built, before JAX starts.
+Each field's comment is its help text on the command line.
+"""
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from tsuzuri.errors import UserError
+from tsuzuri.files import read_json
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """How files become documents."""
+
+    encoding: str = "auto"  # utf-8, utf-16, cp932, euc-jp, or auto: only where it is unambiguous
+    document_separator: str = ""  # the string that ends a document in a text file, if there is one
+    field: str = "text"  # the field of .jsonl and the column of .parquet that hold the text
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How text becomes token ids."""
+
+    kind: Literal["bpe", "bytes"] = "bpe"  # byte-level BPE trained on the text, or raw bytes
+    vocab_size: int = 8192  # tokens of a trained tokenizer, special tokens included
+    sample_mb: int = 50  # train it on at most this much text, in MB of UTF-8
+    path: str = ""  # use the tokenizer in this folder instead of training one
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """How token ids become blocks."""
+
+    held_out: float = 0.05  # the share of documents kept for evaluation, chosen by --seed
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The switches of the Decoder. A zero means: derived, as the comment says."""
+
+    vocab_size: int = 0  # 0: the tokenizer's
+    context_length: int = 0  # the most tokens the model can see; 0: sequence_length
+    num_layers: int = 4
+    num_heads: int = 4  # query heads
+    num_kv_heads: int = 0  # key and value heads (grouped-query attention); 0: num_heads
+    embed_dim: int = 128  # the width of the residual stream
+    head_dim: int = 0  # the width of one head; 0: embed_dim / num_heads
+    mlp_dim: int = 0  # the MLP's width; 0: 4 embed_dim, for swiglu 8/3 embed_dim in steps of 32
+    positions: Literal["learned", "sinusoidal", "rope"] = "rope"
+    rope_theta: float = 10_000.0  # the base of rope's wavelengths
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    norm_place: Literal["pre", "post"] = "pre"  # before each sublayer, or after its residual sum
+    norm_epsilon: float = 1e-5
+    final_norm: bool = True  # a norm before the head
+    qk_norm: bool = False  # RMS norm of each head's queries and keys
+    activation: Literal["relu", "gelu", "gelu-tanh", "swiglu"] = "swiglu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
+    tied_head: bool = True  # the head is the embedding table, transposed
+    scale_tied_head: bool = False  # divide a tied head's logits by sqrt(embed_dim)
+    dropout: float = 0.0
+    init: Literal["gpt2", "lecun"] = "gpt2"  # normal(0.02) with scaled residuals, or 1/fan-in
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer and its schedule."""
+
+    optimizer: Literal["adamw"] = "adamw"
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 100  # linear from 0; at most a tenth of the steps is used
+    final_ratio: float = 0.1  # the last learning rate over the peak
+    b1: float = 0.9
+    b2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1  # of matrices only: not of biases, norms or position tables
+    clip_norm: float = 1.0  # the global norm of the gradient is clipped to this; 0: never
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How many devices share each axis; their product is the number of devices."""
+
+    data: int = 0  # copies of the model, each with its part of the batch; 0: what is left over
+    fsdp: int = 1  # the batch split, and the parameters too
+    tensor: int = 1  # heads, MLP and vocabulary split
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """The text written while training."""
+
+    prompt: str = ""  # empty: the beginning of a text
+    max_new_tokens: int = 100
+    temperature: float = 0.8
+    top_k: int = 40
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    preset: str = "llama"
+    size: str = "tiny"
+    seed: int = 0
+    steps: int = 1000
+    batch_size: int = 16  # sequences a step, over all devices
+    sequence_length: int = 256  # tokens a sequence
+    learning_rate: float = 2e-3  # the schedule's peak
+    eval_every: int = 100  # steps between held-out losses
+    eval_blocks: int = 160  # held-out sequences looked at while training; all of them at the end
+    save_every: int = 100  # steps between checkpoints
+    keep_checkpoints: int = 3  # the newest so many are kept
+    sample_every: int = 500  # steps between samples; 0: none
+    log_every: int = 10  # steps between lines of metrics.jsonl
+    steps_per_call: int = 10  # steps scanned in one call of the device, where the cadences allow
+    text: TextConfig = field(default_factory=TextConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def resolved_model(self, vocab_size: int) -> ModelConfig:
+        """The ModelConfig with every zero replaced by what it stands for."""
+        m = self.model
+        if 0 < m.vocab_size < vocab_size:
+            raise UserError(
+                f"model.vocab_size {m.vocab_size} is less than the tokenizer's {vocab_size}"
+            )
+        wide = 4 * m.embed_dim if m.activation != "swiglu" else -(-8 * m.embed_dim // 96) * 32
+        return dataclasses.replace(
+            m,
+            vocab_size=m.vocab_size or vocab_size,
+            context_length=m.context_length or self.sequence_length,
+            num_kv_heads=m.num_kv_heads or m.num_heads,
+            head_dim=m.head_dim or m.embed_dim // m.num_heads,
+            mlp_dim=m.mlp_dim or wide,
+        )
+
+
+# Below: a Config as flat {"model.num_layers": 4} pairs, for flags, files and comparisons.
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"steps": 1000, ..., "model.num_layers": 4, ...}"""
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{item.name}.")
+        else:
+            flat[prefix + item.name] = value
+    return flat
+
+
+def replace(config: Config, changes: dict[str, Any]) -> Config:
+    """The Config with the flat `changes` made; text is read as the field's type.
+
+    Raises:
+      UserError: an unknown key, with the nearest known one; a value of another type.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    known = flatten(config)
+    for key, value in changes.items():
+        if key not in known:
+            raise UserError(f"unknown config key '{key}'{suggestion(key, known)}")
+        group, _, name = key.rpartition(".")
+        owner = getattr(config, group) if group else config
+        groups.setdefault(group, {})[name] = _read(key, value, get_type_hints(type(owner))[name])
+    top = groups.pop("", {})
+    for group, fields in groups.items():
+        top[group] = dataclasses.replace(getattr(config, group), **fields)
+    return dataclasses.replace(config, **top)
+
+
+def from_json(path: Path) -> dict[str, Any]:
+    """A config file as flat changes: {"model.num_layers": 6} or {"model": {"num_layers": 6}}."""
+    stored = read_json(path)
+    if not isinstance(stored, dict):
+        raise UserError(f"{path}: a config file holds one JSON object")
+    flat: dict[str, Any] = {}
+    for key, value in stored.items():
+        nested = value if isinstance(value, dict) else {"": value}
+        flat |= {f"{key}.{name}".rstrip("."): v for name, v in nested.items()}
+    return flat
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """{"model.num_layers": (4, 6)} for every field in which the two differ."""
+    after = flatten(new)
+    return {key: (a, after[key]) for key, a in flatten(old).items() if a != after[key]}
+
+
+def suggestion(word: str, known: Any) -> str:
+    """ "; did you mean 'x'?", or nothing where no known word is near."""
+    same = [
+        k for k in known if k.replace("_", "-").endswith(f".{word.lstrip('-').replace('_', '-')}")
+    ]
+    near = same or difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _read(key: str, value: Any, kind: Any) -> Any:
+    choices = get_args(kind)
+    if choices and value not in choices:
+        raise UserError(f"{key} is {value!r}; it must be one of {', '.join(map(str, choices))}")
+    try:
+        if choices or kind is str:
+            return str(value)
+        if kind is bool:
+            return {"true": True, "false": False}[str(value).lower()]
+        if kind is int and isinstance(value, float) and not value.is_integer():
+            raise ValueError
+        return kind(value)
+    except (ValueError, KeyError):
+        wanted = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
+        raise UserError(f"{key} is {value!r}; it must be {wanted}") from None
+
+
+def _check(c: Config) -> None:
+    """What can be known to be wrong before JAX starts.
+
+    Raises:
+      UserError: the first thing found, with the field's name and what would do.
+    """
+    m, flat = c.model, flatten(c)
+
+    def must(condition: bool, key: str, wanted: str) -> None:
+        if not condition:
+            raise UserError(f"{key} is {flat[key]}; it must be {wanted}")
+
+    for key in ("steps", "batch_size", "sequence_length", "eval_every", "eval_blocks"):
+        must(flat[key] >= 1, key, "at least 1")
+    for key in ("save_every", "keep_checkpoints", "log_every", "steps_per_call"):
+        must(flat[key] >= 1, key, "at least 1")
+    must(0 <= c.seed < 2**31, "seed", "from 0 to 2147483647")
+    must(c.sample_every >= 0, "sample_every", "0 (never) or more")
+    must(0 < c.learning_rate < math.inf, "learning_rate", "a positive finite number")
+    must(0 < c.features.held_out < 0.9, "features.held_out", "a share between 0 and 0.9")
+    must(c.tokenizer.sample_mb >= 1, "tokenizer.sample_mb", "at least 1")
+    for key in ("model.num_layers", "model.num_heads", "model.embed_dim"):
+        must(flat[key] >= 1, key, "at least 1")
+    for key in ("vocab_size", "context_length", "num_kv_heads", "head_dim", "mlp_dim"):
+        must(flat[f"model.{key}"] >= 0, f"model.{key}", "0 (derived) or more")
+    if not m.head_dim and m.embed_dim % m.num_heads:
+        raise UserError(
+            f"model.embed_dim {m.embed_dim} is not divisible by model.num_heads {m.num_heads}; "
+            "choose heads that divide it, or give model.head_dim"
+        )
+    if m.num_kv_heads and m.num_heads % m.num_kv_heads:
+        raise UserError(
+            f"model.num_heads {m.num_heads} is not divisible by model.num_kv_heads {m.num_kv_heads}"
+        )
+    if m.positions == "rope" and (m.head_dim or m.embed_dim // m.num_heads) % 2:
+        raise UserError("rope needs an even model.head_dim; change the width or the heads")
+    if 0 < m.context_length < c.sequence_length:
+        raise UserError(
+            f"model.context_length {m.context_length} is less than sequence_length "
+            f"{c.sequence_length}; the model could not see a whole training sequence"
+        )
+    if m.tied_head and m.head_bias:
+        raise UserError("model.head_bias needs model.tied_head false")
+    if m.scale_tied_head and not m.tied_head:
+        raise UserError("model.scale_tied_head needs model.tied_head true")
+    must(0 <= m.dropout < 1, "model.dropout", "at least 0 and less than 1")
+    must(0 < m.norm_epsilon < 1, "model.norm_epsilon", "between 0 and 1")
+    must(m.rope_theta > 1, "model.rope_theta", "more than 1")
+    must(c.optim.warmup_steps >= 0, "optim.warmup_steps", "0 or more")
+    must(0 <= c.optim.final_ratio <= 1, "optim.final_ratio", "between 0 and 1")
+    for key in ("optim.b1", "optim.b2"):
+        must(0 <= flat[key] < 1, key, "at least 0 and less than 1")
+    must(0 < c.optim.epsilon < 1, "optim.epsilon", "between 0 and 1")
+    must(0 <= c.optim.weight_decay < math.inf, "optim.weight_decay", "0 or more")
+    must(0 <= c.optim.clip_norm < math.inf, "optim.clip_norm", "0 (never) or more")
+    must(c.mesh.data >= 0, "mesh.data", "0 (what is left over) or more")
+    for key in ("mesh.fsdp", "mesh.tensor", "sample.max_new_tokens"):
+        must(flat[key] >= 1, key, "at least 1")
+    must(0 <= c.sample.temperature < math.inf, "sample.temperature", "0 (greedy) or more")
+    must(c.sample.top_k >= 0, "sample.top_k", "0 (all) or more")

@@ -1,0 +1,59 @@
+"""Optimizers and schedules by name, joined into one optax chain."""
+
+from typing import Any
+
+import jax
+import optax
+
+from tsuzuri.config import Config, OptimConfig
+
+
+def cosine(cfg: Config) -> optax.Schedule:
+    """Linear warmup, then half a cosine to final_ratio x the peak (Loshchilov, Hutter 2017)."""
+    warmup = warmup_steps(cfg)
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if warmup else cfg.learning_rate,
+        peak_value=cfg.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(cfg.steps, warmup + 1),
+        end_value=cfg.learning_rate * cfg.optim.final_ratio,
+    )
+
+
+def constant(cfg: Config) -> optax.Schedule:
+    """Linear warmup, then the peak for ever."""
+    return optax.warmup_constant_schedule(0.0, cfg.learning_rate, warmup_steps(cfg))
+
+
+def adamw(schedule: optax.Schedule, cfg: OptimConfig) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay (Loshchilov, Hutter 2019), which spares vectors."""
+    return optax.adamw(
+        schedule, cfg.b1, cfg.b2, cfg.epsilon, weight_decay=cfg.weight_decay, mask=decayed
+    )
+
+
+SCHEDULES = {"cosine": cosine, "constant": constant}
+OPTIMIZERS = {"adamw": adamw}
+
+
+def make_optimizer(cfg: Config) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Clipping, the optimizer and its schedule as one chain; and the schedule, to be logged."""
+    schedule = SCHEDULES[cfg.optim.schedule](cfg)
+    chain = [OPTIMIZERS[cfg.optim.optimizer](schedule, cfg.optim)]
+    if cfg.optim.clip_norm:
+        chain.insert(0, optax.clip_by_global_norm(cfg.optim.clip_norm))
+    return optax.chain(*chain), schedule
+
+
+def warmup_steps(cfg: Config) -> int:
+    """The warmup asked for, but at most a tenth of the run."""
+    return min(cfg.optim.warmup_steps, cfg.steps // 10)
+
+
+def decayed(params: Any) -> Any:
+    """True for the matrices, which weight decay shrinks; False for biases, norms and positions."""
+
+    def one(keys: tuple[Any, ...], leaf: Any) -> bool:
+        return leaf.ndim >= 2 and "position_embed" not in jax.tree_util.keystr(keys)
+
+    return jax.tree_util.tree_map_with_path(one, params)

@@ -1,0 +1,189 @@
+"""The run folder: its config, and the stages before training, reused while the inputs are the same.
+
+config.json  tokenizer/  features/  features.json  checkpoints/  metrics.jsonl  tensorboard/
+plots/loss.png  samples.jsonl
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tsuzuri import corpus, features, tokenizer
+from tsuzuri.checkpoint import steps
+from tsuzuri.config import Config, ModelConfig, differences, flatten, from_json, replace
+from tsuzuri.errors import UserError
+from tsuzuri.files import read_json, remove, write_json
+from tsuzuri.plots import loss_plot
+from tsuzuri.tokenizer import Tokenizer
+from tsuzuri.track import read_jsonl
+
+Say = Callable[[str], None]
+
+# What may change when a run goes on; any other field makes another run.
+_MAY_CHANGE = ("steps", "eval_every", "eval_blocks", "save_every", "keep_checkpoints")
+_MAY_CHANGE += ("sample_every", "log_every", "sample.", "mesh.")
+
+
+def read_config(run: Path) -> Config:
+    """The config of a run.
+
+    Raises:
+      UserError: there is no run there, or its config.json holds a key that this version lacks.
+    """
+    path = run / "config.json"
+    if not path.exists():
+        raise UserError(f"{run} is not a run folder: it holds no config.json")
+    return replace(Config(), from_json(path))
+
+
+def write_config(run: Path, cfg: Config, say: Say) -> None:
+    """Records the config of a run; one that has begun may change only its length and its reports.
+
+    Raises:
+      UserError: the run has checkpoints of another config; the differences are listed.
+    """
+    if (run / "config.json").exists() and steps(run / "checkpoints"):
+        for key, (old, new) in (changes := differences(read_config(run), cfg)).items():
+            if not key.startswith(_MAY_CHANGE):
+                listed = ", ".join(f"{k} {a!r} -> {b!r}" for k, (a, b) in changes.items())
+                raise UserError(
+                    f"{run} holds a run of another config ({listed}); "
+                    "give its own values, or another --run"
+                )
+            say(f"{key}: {old} -> {new}")
+    write_json(run / "config.json", flatten(cfg))
+
+
+def prepare(
+    sources: Sequence[str], cfg: Config, run: Path, say: Say, progress: bool = True
+) -> tuple[Tokenizer, Path, dict[str, Any]]:
+    """Tokenizer and features of a run: made from `sources`, or as an earlier run left them.
+
+    Args:
+      sources: text files, folders or archives; or one features folder; or nothing, to go on.
+
+    Returns:
+      The tokenizer, the features folder, and what its features.json says.
+
+    Raises:
+      UserError: nothing to train on; or the run was trained on something else.
+    """
+    if len(sources) == 1 and (Path(sources[0]) / "features.json").exists():
+        folder = Path(sources[0]).resolve()
+        given = features.read_features(folder)
+        if given["sequence_length"] != cfg.sequence_length:
+            raise UserError(
+                f"{folder} holds sequences of {given['sequence_length']} tokens; "
+                f"give --sequence-length {given['sequence_length']}"
+            )
+        tok = tokenizer.load(folder / "tokenizer")
+        if not (run / "tokenizer").exists():
+            tok.save(run / "tokenizer")
+    else:
+        folder = run / "features"
+        if sources:
+            _from_text(sources, cfg, run, say, progress)
+        elif not (folder / "features.json").exists():
+            recorded = run / "features.json"
+            if not recorded.exists():
+                raise UserError(f"{run} holds no features yet: give a text to train on")
+            folder = Path(read_json(recorded)["folder"])
+        tok = tokenizer.load(run / "tokenizer")
+        given = features.read_features(folder)
+
+    recorded = run / "features.json"
+    if recorded.exists() and steps(run / "checkpoints"):
+        before = read_json(recorded)["fingerprint"]
+        if before != given["fingerprint"]:
+            raise UserError(
+                f"{run} was trained on other features than {folder}; give the text it was trained "
+                "on, or another --run"
+            )
+    inside = folder == run / "features"
+    write_json(recorded, given | {"folder": "features" if inside else str(folder)})
+    return tok, folder, given
+
+
+def features_of(run: Path) -> tuple[Path, dict[str, Any]]:
+    """The features folder that a run was trained on, and its features.json.
+
+    Raises:
+      UserError: it is gone, or is not the one that the run was trained on.
+    """
+    recorded = read_json(run / "features.json")
+    folder = run / recorded["folder"]
+    found = features.read_features(folder)
+    if found["fingerprint"] != recorded["fingerprint"]:
+        raise UserError(f"{folder} is not what {run} was trained on: it has been made anew")
+    return folder, found
+
+
+def identity(
+    tokenizer: Tokenizer, model_cfg: ModelConfig, features: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """The fingerprints that a checkpoint is saved with and compared to."""
+    found = {"tokenizer": tokenizer.fingerprint, "model": _digest(model_cfg)}
+    return found | ({"features": features["fingerprint"]} if features else {})
+
+
+def draw_loss(run: Path) -> Path:
+    """Draws plots/loss.png from metrics.jsonl.
+
+    Raises:
+      UserError: there is nothing to draw yet.
+    """
+    metrics = read_jsonl(run / "metrics.jsonl")
+    if not metrics:
+        raise UserError(f"{run} holds no metrics yet: train it first")
+    held_out = read_json(run / "features.json")["splits"]["held_out"]
+    floor = held_out["entropy_bits"] and held_out["entropy_bits"] * math.log(2) / held_out["tokens"]
+    picture = run / "plots" / "loss.png"
+    loss_plot(metrics, picture, title=run.name, floor=floor)
+    return picture
+
+
+def _from_text(sources: Sequence[str], cfg: Config, run: Path, say: Say, progress: bool) -> None:
+    """The two stages from text to features, each done only where its inputs have changed."""
+    text = corpus.fingerprint(sources, cfg.text)
+    tokenizer_inputs = _digest(text, cfg.tokenizer, cfg.features, cfg.seed)
+    feature_inputs = _digest(tokenizer_inputs, cfg.sequence_length)
+    begun = steps(run / "checkpoints")
+
+    def documents():
+        return corpus.read(sources, cfg.text, say)
+
+    made = run / "tokenizer" / "inputs.json"
+    if not (made.exists() and read_json(made) == tokenizer_inputs):
+        if begun:
+            raise UserError(
+                f"{run} was trained on another text than {', '.join(map(str, sources))}; "
+                "give that one, or nothing to go on with it, or another --run"
+            )
+        if cfg.tokenizer.path:
+            tok = tokenizer.load(Path(cfg.tokenizer.path))
+        else:
+            say("training the tokenizer")
+            pieces = features.training_texts(documents, cfg.features, cfg.seed)
+            tok = tokenizer.train(pieces, cfg.tokenizer, say, progress)
+        remove(run / "tokenizer")
+        tok.save(run / "tokenizer")
+        write_json(made, tokenizer_inputs)
+    made = run / "features" / "features.json"
+    if not (made.exists() and read_json(made)["source"].get("inputs") == feature_inputs):
+        say("turning the text into features")
+        remove(run / "features")
+        source = {"sources": [str(s) for s in sources], "inputs": feature_inputs}
+        tok = tokenizer.load(run / "tokenizer")
+        features.featurize(
+            documents, tok, run / "features", cfg.sequence_length, cfg.features, cfg.seed,
+            source, say, progress,
+        )  # fmt: skip
+
+
+def _digest(*inputs: Any) -> str:
+    plain = [i if isinstance(i, str | int) else dataclasses.asdict(i) for i in inputs]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

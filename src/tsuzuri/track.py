@@ -1,0 +1,153 @@
+"""Where a run's numbers go: a line on the screen, metrics.jsonl, TensorBoard.
+
+A tracker has `log(step, metrics)` and `close()`. What a resumed run will do again is removed first,
+so that each step stands once in every file.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from tsuzuri.files import write_text
+
+# A key ends in its unit where it has one; held_out_* stand only in the lines of an evaluation.
+Metrics = Mapping[str, Any]
+
+
+class Tracker(Protocol):
+    def log(self, step: int, metrics: Metrics) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Jsonl:
+    """metrics.jsonl: one object a line, written through at once, so that it can be followed."""
+
+    def __init__(self, path: Path, resumed_at: int):
+        kept = [line for line in read_jsonl(path) if line["step"] <= resumed_at]
+        write_text(path, "".join(json.dumps(k, ensure_ascii=False) + "\n" for k in kept))
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        self._file.write(json.dumps({"step": step, **metrics}, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """Scalars that `tensorboard --logdir RUN` draws; written without TensorFlow."""
+
+    def __init__(self, folder: Path, resumed_at: int):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=resumed_at + 1)
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        for key, value in metrics.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Console:
+    """One live line on a terminal; elsewhere a line for each evaluation, or every ten seconds."""
+
+    def __init__(self, total_steps: int, show: bool = True):
+        self._total, self._show = total_steps, show
+        self._live = show and sys.stderr.isatty()
+        self._last: dict[str, Any] = {}
+        self._first: tuple[int, float] | None = None  # the first step seen, and when
+        self._shown_at = 0.0
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        self._last |= metrics
+        now = time.monotonic()
+        self._first = self._first or (step, now)
+        if not self._live and "held_out_loss" not in metrics and now - self._shown_at < 10:
+            return
+        self._shown_at = now
+        self._print(self._line(step, now), end="" if self._live else "\n")
+
+    def say(self, message: str) -> None:
+        """A message of its own, above the live line."""
+        self._print(message)
+
+    def close(self) -> None:
+        if self._live and self._last:
+            self._print("")
+
+    def _print(self, text: str, end: str = "\n") -> None:
+        if self._show:
+            text = f"\r\x1b[2K{text}" if self._live else text
+            print(text, end=end, file=sys.stderr, flush=True)
+
+    def _line(self, step: int, now: float) -> str:
+        m = self._last
+        parts = [f"step {step}/{self._total}"]
+        if "loss" in m:
+            parts.append(f"loss {m['loss']:.4f}")
+        if "held_out_loss" in m:
+            parts.append(f"held-out {m['held_out_loss']:.4f}")
+        if "tokens_per_second" in m:
+            parts.append(f"{m['tokens_per_second']:,.0f} tokens/s")
+        if "mfu" in m:
+            parts.append(f"MFU {m['mfu']:.1%}")
+        if "memory_gib" in m:
+            parts.append(f"{m['memory_gib']:.1f} GiB")
+        first, began = self._first or (step, now)
+        if step > first:
+            parts.append(f"ETA {duration((now - began) / (step - first) * (self._total - step))}")
+        return "  ".join(parts)
+
+
+class Log:
+    """The trackers of a run as one; and its samples, to samples.jsonl and the screen."""
+
+    def __init__(self, run: Path, resumed_at: int, console: Console):
+        self.say = console.say
+        self._samples = Jsonl(run / "samples.jsonl", resumed_at)
+        self._trackers: list[Tracker] = [
+            console,
+            Jsonl(run / "metrics.jsonl", resumed_at),
+            TensorBoard(run / "tensorboard", resumed_at),
+        ]
+
+    def __call__(self, step: int, metrics: Metrics) -> None:
+        for tracker in self._trackers:
+            tracker.log(step, metrics)
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        self._samples.log(step, {"prompt": prompt, "text": text})
+        self.say(f"--- step {step}: {prompt}{text}")
+
+    def close(self) -> None:
+        for tracker in [self._samples, *self._trackers]:
+            tracker.close()
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    objects = []
+    for number, line in enumerate(lines):
+        try:
+            objects.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number != len(lines) - 1:
+                raise
+    return objects
+
+
+def duration(seconds: float) -> str:
+    """93.2 -> "1:33"; 3723 -> "1:02:03"."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"

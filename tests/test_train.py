@@ -1,0 +1,260 @@
+"""The loop: it learns, it resumes to the bit, it survives kills, damage and bad batches."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tsuzuri
+from tsuzuri import checkpoint
+from tsuzuri.config import Config, replace
+from tsuzuri.data import Blocks, in_order
+from tsuzuri.errors import RunError, UserError
+from tsuzuri.files import locked
+from tsuzuri.presets import preset
+from tsuzuri.sharding import one_device
+from tsuzuri.track import read_jsonl
+from tsuzuri.train import Stopped, make_training, stop_signals, train
+
+TINY = {
+    "tokenizer.kind": "bytes",
+    "model.num_layers": 1,
+    "model.num_heads": 2,
+    "model.embed_dim": 16,
+    "model.dropout": 0.1,  # so that resuming has to find the dropout key too
+    "sequence_length": 32,
+    "batch_size": 4,
+    "steps": 24,
+    "steps_per_call": 2,
+    "log_every": 2,
+    "eval_every": 8,
+    "save_every": 8,
+    "sample_every": 0,
+    "learning_rate": 1e-2,
+}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(f"{n}番目の綴りは{n * n}。\n" for n in range(500)), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def finished(text, tmp_path_factory):
+    """An undisturbed run and its summary."""
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    return run, train(preset("llama", **TINY), run, [text], progress=False)
+
+
+def _copy(finished, tmp_path):
+    return Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+def test_it_learns_and_writes_all_of_the_run_folder(finished):
+    run, summary = finished
+    lines = read_jsonl(run / "metrics.jsonl")
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(2, 25, 2))
+    assert losses[0] == pytest.approx(np.log(258), abs=0.1) and losses[-1] < losses[0] - 0.5
+    assert lines[-1]["held_out_loss"] == summary["loss"]
+    for name in ("config.json", "features.json", "tokenizer/config.json", "plots/loss.png"):
+        assert (run / name).exists(), name
+    assert list((run / "tensorboard").iterdir())
+    assert checkpoint.steps(run / "checkpoints") == [8, 16, 24]
+
+
+def test_running_it_again_changes_nothing(finished, tmp_path, text):
+    run = _copy(finished, tmp_path)
+    assert train(preset("llama", **TINY), run, [text], progress=False) == finished[1]
+
+
+def test_resumed_equals_undisturbed_to_the_bit(finished, tmp_path):
+    run = _copy(finished, tmp_path)
+    shutil.rmtree(run / "checkpoints" / "24")
+    summary = train(preset("llama", **TINY), run, progress=False)  # without naming the text again
+    assert summary["parameters_sha256"] == finished[1]["parameters_sha256"]
+    lines, before = read_jsonl(run / "metrics.jsonl"), read_jsonl(finished[0] / "metrics.jsonl")
+    assert [m["step"] for m in lines] == [m["step"] for m in before]
+    assert [m.get("loss") for m in lines] == [m.get("loss") for m in before]
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(finished, tmp_path):
+    run = _copy(finished, tmp_path)
+    largest = max((run / "checkpoints" / "24" / "state").rglob("*"), key=lambda f: f.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    summary = train(preset("llama", **TINY), run, progress=False)
+    assert summary["parameters_sha256"] == finished[1]["parameters_sha256"]
+    assert (run / "checkpoints" / "24.damaged").is_dir()
+
+
+def test_kills_at_any_moment_change_nothing(finished, tmp_path, text):
+    """SIGKILL three times and SIGTERM once, at random progress, in a real process."""
+    flags = [f for k, v in TINY.items() for f in (f"--{k.replace('_', '-')}", str(v))]
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "tsuzuri.cli", "train", text, "--run", str(run), *flags]
+    chance = random.Random(1)
+    codes = []
+    for kind in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        begun = len(read_jsonl(run / "metrics.jsonl"))
+        wait_for = chance.choice([0, 1, 2])  # lines more: 0 is before training has begun
+        while process.poll() is None and len(read_jsonl(run / "metrics.jsonl")) < begun + wait_for:
+            time.sleep(0.01)
+        time.sleep(chance.random() * 0.2)
+        process.send_signal(kind)
+        process.communicate()
+        codes.append(process.returncode)
+    assert signal.SIGKILL * -1 in codes
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert finished[1]["parameters_sha256"] in done.stdout
+    assert not list(run.rglob(".*.partial"))
+
+
+def test_the_first_signal_asks_the_second_stops():
+    with stop_signals() as asked:
+        assert not asked()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_stop_saves_and_says_so(tmp_path, text, monkeypatch):
+    monkeypatch.setattr("tsuzuri.train.its_time", _then_signal(after=3))
+    with pytest.raises(Stopped, match="saved at step"):
+        train(preset("llama", **TINY), tmp_path, [text], progress=False)
+    assert checkpoint.steps(tmp_path / "checkpoints")
+
+
+def _then_signal(after):
+    """its_time, which sends this process a SIGINT on its way."""
+    from tsuzuri.train import its_time
+
+    calls = []
+
+    def wrapped(*arguments):
+        calls.append(arguments)
+        if len(calls) == after:
+            os.kill(os.getpid(), signal.SIGINT)
+        return its_time(*arguments)
+
+    return wrapped
+
+
+def test_one_bad_batch_skips_exactly_that_step():
+    cfg = preset("llama", **TINY | {"model.dropout": 0.0, "optim.warmup_steps": 0})
+    _, init, steps = make_training(cfg, cfg.resolved_model(258), one_device())
+    tokens, targets = np.random.default_rng(0).integers(0, 258, (2, 3, 4, 32))
+    weights = np.ones((3, 4, 32), np.float32)
+    bad = weights.copy()
+    bad[1, 0, 0] = np.nan
+    state, metrics = steps(init(jax.random.key(0)), (tokens, targets, bad))
+    assert metrics["sound"].tolist() == [True, False, True]
+    assert int(state.step) == 3
+    # The same, but for the step count, as training on the first and the third batch alone.
+    after_one, _ = steps(init(jax.random.key(0)), (tokens[:1], targets[:1], weights[:1]))
+    expected, _ = steps(after_one, (tokens[2:], targets[2:], weights[2:]))
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state))
+
+
+def test_a_loss_that_stays_not_finite_ends_the_run(tmp_path, text):
+    cfg = preset("llama", **TINY | {"learning_rate": 1e30, "optim.clip_norm": 0})
+    with pytest.raises(RunError, match=r"not finite 5 steps in a row.*--learning-rate"):
+        train(cfg, tmp_path, [text], progress=False)
+    skipped = [line for line in read_jsonl(tmp_path / "metrics.jsonl") if line.get("skipped")]
+    assert len(skipped) == 5 and len(skipped[0]["blocks"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.embed_dim": 32}, r"another config \(model.embed_dim 16 -> 32\)"),
+        ({"learning_rate": 1e-3}, r"learning_rate 0.01 -> 0.001"),
+        ({"seed": 1}, r"seed 0 -> 1"),
+    ],
+)
+def test_another_config_is_refused_and_the_run_untouched(finished, changes, message):
+    before = (finished[0] / "config.json").read_bytes()
+    with pytest.raises(UserError, match=message):
+        train(preset("llama", **TINY | changes), finished[0], progress=False)
+    assert (finished[0] / "config.json").read_bytes() == before
+
+
+def test_a_run_may_be_made_longer(finished, tmp_path):
+    run = _copy(finished, tmp_path)
+    longer = train(preset("llama", **TINY | {"steps": 32}), run, progress=False)
+    assert longer["step"] == 32
+    assert longer["parameters_sha256"] != finished[1]["parameters_sha256"]
+
+
+def test_another_text_is_refused(finished, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("ほかの話。" * 500, encoding="utf-8")
+    with pytest.raises(UserError, match="another text"):
+        train(preset("llama", **TINY), finished[0], [str(other)], progress=False)
+
+
+def test_a_run_in_use_is_refused(finished):
+    with locked(finished[0]), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+        train(preset("llama", **TINY), finished[0], progress=False)
+
+
+def test_no_text_at_all(tmp_path):
+    with pytest.raises(UserError, match="give a text to train on"):
+        train(preset("llama", **TINY), tmp_path / "run", progress=False)
+
+
+def test_held_out_loss_is_the_true_mean(finished, text):
+    """Against -log p of each held-out token by lm.logits, in plain numpy."""
+    run, summary = finished
+    lm = tsuzuri.load(run)
+    blocks = Blocks.open(run / "features", "held_out", lm.tokenizer, pytest.fail)
+    losses = []
+    for block in blocks.array.astype(int):
+        logits = lm.logits(block[:-1]).astype(np.float64)
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        losses += [-log_p[i, t] for i, t in enumerate(block[1:]) if t != blocks.padding]
+    features = json.loads((run / "features.json").read_text())["splits"]["held_out"]
+    assert summary["tokens"] == features["tokens"] == len(losses)
+    assert summary["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    bits = sum(losses) / np.log(2)
+    assert summary["bits_per_byte"] == pytest.approx(bits / features["bytes"], rel=1e-5)
+    assert summary["entropy_floor"] is None
+    assert summary["perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_held_out_loss_does_not_depend_on_the_batch(finished, batch_size, tmp_path):
+    run, summary = finished
+    lm = tsuzuri.load(run)
+    lm.config = replace(lm.config, {"batch_size": batch_size})
+    figures = lm.evaluate([], Config().text, tmp_path)
+    assert figures["loss"] == pytest.approx(summary["loss"], rel=1e-6)
+    assert figures["parameters_sha256"] == summary["parameters_sha256"]
+
+
+def test_in_order_covers_each_block_once(finished):
+    run, _ = finished
+    lm = tsuzuri.load(run)
+    blocks = Blocks.open(run / "features", "held_out", lm.tokenizer, pytest.fail)
+    rows = sum(int((b.weights_BL.sum(1) > 0).sum()) for b in in_order(blocks, 3))
+    assert rows == len(blocks)
