@@ -49,12 +49,12 @@ def our_train(documents: list[str], vocab_size: int):
 
 
 def seed_encode(documents: list[str], vocab_size: int) -> Work:
-    seed = seed_train(documents[:2000], vocab_size)
+    seed = seed_train(documents[:500], vocab_size)
     return lambda: [seed.encode(text).ids for text in documents]
 
 
 def seed_encode_batch(documents: list[str], vocab_size: int) -> Work:
-    seed = seed_train(documents[:2000], vocab_size)
+    seed = seed_train(documents[:500], vocab_size)
     return lambda: [encoding.ids for encoding in seed.encode_batch(documents)]
 
 
@@ -62,13 +62,13 @@ def hf_encode_batch(documents: list[str], vocab_size: int) -> Work:
     from tokenizers import Tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
-        our_train(documents[:2000], vocab_size).save(Path(folder) / "tokenizer")
+        our_train(documents[:500], vocab_size).save(Path(folder) / "tokenizer")
         hf = Tokenizer.from_file(folder + "/tokenizer/tokenizer.json")
     return lambda: [encoding.ids for encoding in hf.encode_batch_fast(documents)]
 
 
 def our_encode_batch(documents: list[str], vocab_size: int) -> Work:
-    ours = our_train(documents[:2000], vocab_size)
+    ours = our_train(documents[:500], vocab_size)
     return lambda: ours.encode_batch(documents)
 
 

@@ -9,11 +9,7 @@ the gradient's norm clipped to 1, on random tokens that already lie on the devic
 The peers: a GPT-2 in plain PyTorch, written here the way nanoGPT describes its own (fused AdamW,
 `scaled_dot_product_attention`, tied head), eager and under `torch.compile`.
 
-Each measurement is a process of its own, and the programs take turns, so that what else the machine
-does falls on all of them alike; the table shows medians and the median of each round's ratio.
-
-    python benchmarks/train.py            the table
-    python benchmarks/train.py ours S     one measurement, as one line of JSON
+A process that waits for a core makes torch's threads spin, so only a quiet machine is fair to it.
 """
 
 import argparse
@@ -23,6 +19,8 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from _paired import alternate, median, ratio
 
 
 @dataclass(frozen=True)
@@ -35,15 +33,14 @@ class Work:
     length: int
     batch: int
     vocabulary: int
-    rounds: int  # measurements of each program
-    seconds: float = 8.0  # of each measurement, after the warm-up
+    steps_per_call: int  # of ours, as Config.steps_per_call; the peers run step by step
+    seconds: float  # of each measurement, after the warm-up
 
 
 WORKS = {
-    "M": Work(layers=6, heads=6, width=384, length=256, batch=16, vocabulary=8192, rounds=3),
-    "S": Work(layers=4, heads=4, width=128, length=64, batch=12, vocabulary=65, rounds=5),
+    "M": Work(6, 6, 384, 256, 16, 8192, steps_per_call=2, seconds=15),
+    "S": Work(4, 4, 128, 64, 12, 65, steps_per_call=10, seconds=4),
 }
-STEPS_PER_CALL = 10  # of ours, as Config.steps_per_call; the peers run step by step
 
 
 def ours(work: Work) -> float:
@@ -68,7 +65,7 @@ def ours(work: Work) -> float:
     )
     mesh = make_mesh(cfg.mesh, cfg.batch_size)
     _, init, train_steps = make_training(cfg, cfg.resolved_model(work.vocabulary), mesh)
-    shape = (STEPS_PER_CALL, work.batch, work.length + 1)
+    shape = (work.steps_per_call, work.batch, work.length + 1)
     blocks = np.random.default_rng(0).integers(0, work.vocabulary, shape, np.int32)
     weights = np.ones_like(blocks[..., 1:], np.float32)
     batches = jax.device_put((blocks[..., :-1], blocks[..., 1:], weights))
@@ -79,7 +76,8 @@ def ours(work: Work) -> float:
         state, metrics = train_steps(state, batches)
         jax.block_until_ready(metrics)
 
-    return work.batch * work.length * STEPS_PER_CALL * calls_per_second(call, work.seconds)
+    tokens = work.steps_per_call * work.batch * work.length
+    return tokens * calls_per_second(call, work.seconds)
 
 
 def torch_eager(work: Work, compiled: bool = False) -> float:
@@ -156,7 +154,7 @@ def torch_compiled(work: Work) -> float:
     return torch_eager(work, compiled=True)
 
 
-PROGRAMS = {"ours": ours, "torch_eager": torch_eager, "torch_compiled": torch_compiled}
+PROGRAMS = {"tsuzuri": ours, "torch eager": torch_eager, "torch compiled": torch_compiled}
 
 
 def calls_per_second(call: Callable[[], None], seconds: float) -> float:
@@ -167,3 +165,28 @@ def calls_per_second(call: Callable[[], None], seconds: float) -> float:
         call()
         times.append(time.perf_counter() - start)
     return 1 / statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sizes", nargs="+", choices=WORKS, default=list(WORKS))
+    parser.add_argument("--measure", nargs=2, metavar=("PROGRAM", "SIZE"), help="one measurement")
+    args = parser.parse_args()
+    if args.measure:
+        program, size = args.measure
+        print(json.dumps({"tokens/s": PROGRAMS[program](WORKS[size])}))
+        return
+    print(f"{'training step':20}{'size':>6}{'tokens/s':>12}{'tsuzuri / it':>16}")
+    for size in args.sizes:
+        command = [sys.executable, __file__, "--measure"]
+        results = alternate({name: [*command, name, size] for name in PROGRAMS}, args.rounds)
+        for name, result in results.items():
+            times = ratio(results["tsuzuri"], result, "tokens/s")
+            print(
+                f"{name:20}{size:>6}{median(result, 'tokens/s'):12,.0f}{times:15.2f}x", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()

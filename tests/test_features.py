@@ -54,7 +54,7 @@ documents = st.lists(
 ).map(lambda found: list(itertools.chain(*found)))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     documents=documents,
     length=st.integers(1, 30),

@@ -19,6 +19,8 @@ TEXT = (
     "　旅の人はお茶を飲んで、山を下りていった。①番目の話はこれでおしまい😀。\n\n"
     "def tea(cups):\n    return  cups * 120\n"
 )
+# A run longer than a slice; and one at which the regex engine gives up on spaces.
+RUN = {False: 300_000, True: 1_100_000}
 quiet = {"say": print, "progress": False}
 texts = st.text(max_size=60) | st.lists(
     st.sampled_from(
@@ -217,6 +219,11 @@ def test_every_damage_is_seen(bpe, tmp_path):
         damage(change)
         with pytest.raises(UserError, match=str(tmp_path)):
             tokenizer.load(tmp_path)
+    merges = json.loads(sound)
+    merges["model"]["merges"][:2] = merges["model"]["merges"][1::-1]
+    path.write_text(json.dumps(merges))  # these only others read
+    with pytest.raises(UserError, match="changed or damaged"):
+        tokenizer.load(tmp_path)
     for content in (sound[:-100], "{}", "[]", '{"model": {"vocab": null}}'):
         path.write_text(content)
         with pytest.raises(UserError, match=r"tokenizer\.json"):
@@ -236,13 +243,13 @@ def test_no_tokenizer_there(tmp_path):
 
 @pytest.mark.parametrize("unit", [" ", "\n", "a", "…", "茶山", " \t", "\r\n"])
 def test_runs_that_regex_engines_give_up_on(tok, unit):
-    text = "x" + unit * (1_100_000 // len(unit)) + "x"
+    text = "x" + unit * (RUN[unit.isspace()] // len(unit)) + "x"
     assert tok.decode(tok.encode(text)) == text
 
 
-@pytest.mark.parametrize("unit", [" ", "\n", "a", "…", "茶山"])
+@pytest.mark.parametrize("unit", [" ", "\n", "茶山"])
 def test_training_on_such_runs(unit):
-    text = "x" + unit * (1_100_000 // len(unit)) + "x"
+    text = "x" + unit * (RUN[unit.isspace()] // len(unit)) + "x"
     tok = tokenizer.train(iter([text]), TokenizerConfig(vocab_size=270), **quiet)
     assert max(map(len, tok.tokens)) <= 64
     assert tok.decode(tok.encode(text)) == text

@@ -44,13 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        code = getattr(error, "exit_code", 1)
-        what = "" if hasattr(error, "exit_code") else f"{type(error).__name__}: "
-        line = f"{what}{error}".replace("\n", " ")
-        print(f"tsuzuri: {line}", file=sys.stderr)
-        if what:
-            print("this is a fault of the program; --debug shows where", file=sys.stderr)
-        return code
+        line = str(error)
+        if isinstance(error, OSError):  # a full disk, a folder that cannot be written
+            line = f"{error.filename or 'a file'}: {error.strerror or error}"
+        elif not hasattr(error, "exit_code"):
+            line = f"{type(error).__name__}: {line} (a fault of the program; --debug shows where)"
+        print("tsuzuri:", line.replace("\n", " "), file=sys.stderr)
+        return getattr(error, "exit_code", 1)
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -156,6 +156,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def generate(args: argparse.Namespace) -> None:
     """Text from a trained model."""
+    if args.num_samples < 1:
+        raise UserError(f"--num-samples is {args.num_samples}; it must be at least 1")
     prompts = [prompt for prompt in args.prompt or [""] for _ in range(args.num_samples)]
     _generate(Path(args.run), prompts, _given(args, _SAMPLING) | {"stop": tuple(args.stop)},
               stream=args.stream)  # fmt: skip

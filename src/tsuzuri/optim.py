@@ -22,7 +22,9 @@ def cosine(cfg: Config) -> optax.Schedule:
 
 def constant(cfg: Config) -> optax.Schedule:
     """Linear warmup, then the peak for ever."""
-    return optax.warmup_constant_schedule(0.0, cfg.learning_rate, warmup_steps(cfg))
+    warmup = warmup_steps(cfg)
+    start = 0.0 if warmup else cfg.learning_rate  # optax would stay at the start for ever
+    return optax.warmup_constant_schedule(start, cfg.learning_rate, warmup)
 
 
 def adamw(schedule: optax.Schedule, cfg: OptimConfig) -> optax.GradientTransformation:

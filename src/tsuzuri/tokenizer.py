@@ -144,6 +144,7 @@ class _ByteLevel:
                 "end_of_text": self.end_of_text,
                 "padding": self.padding,
                 "fingerprint": self.fingerprint,
+                "files": {path.name: files.sha256(path) for path in beside.iterdir()},
             }
             files.write_json(beside / "config.json", config)
 
@@ -289,13 +290,16 @@ def load(folder: Path) -> Tokenizer:
     if kind == "bytes":
         tokenizer = ByteTokenizer()
     elif kind == "bpe":
-        tokenizer = BPETokenizer(_read_tokens(folder / "tokenizer.json"))
+        path = folder / "tokenizer.json"
+        tokenizer = BPETokenizer(_read_tokens(path))
+        if files.sha256(path) != config.get("files", {}).get(path.name):
+            raise UserError(f"{path}: changed or damaged; train it again, or restore the folder")
     else:
         raise UserError(f"{folder / 'config.json'}: no tokenizer kind that is known here: {kind!r}")
     if tokenizer.fingerprint != config.get("fingerprint"):
         raise UserError(
             f"{folder}: the tokenizer does not match the fingerprint in its config.json; "
-            "it was changed or damaged: train it again, or restore the folder"
+            "train it again, or restore the folder"
         )
     return tokenizer
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from tsuzuri.errors import UserError
 from tsuzuri.files import write_text
 
 # A key ends in its unit where it has one; held_out_* stand only in the lines of an evaluation.
@@ -132,7 +133,11 @@ class Log:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file; a last line cut short by a kill is left out."""
+    """The objects of a .jsonl file; a last line cut short by a kill is left out.
+
+    Raises:
+      UserError: another line is not JSON.
+    """
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -142,7 +147,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             objects.append(json.loads(line))
         except json.JSONDecodeError:
             if number != len(lines) - 1:
-                raise
+                raise UserError(f"{path}:{number + 1}: not JSON; mend or remove the line") from None
     return objects
 
 

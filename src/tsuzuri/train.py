@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from tsuzuri import checkpoint, evaluate, run_folder
 from tsuzuri.config import Config, ModelConfig
 from tsuzuri.data import Batches, Blocks, in_order
-from tsuzuri.errors import RunError
+from tsuzuri.errors import RunError, UserError
 from tsuzuri.files import locked, remove
 from tsuzuri.generate import Generator, Sampling
 from tsuzuri.losses import cross_entropy
@@ -79,6 +79,9 @@ def train(
       RunError: the disk is full, or the loss is not finite for several steps.
       Stopped: Ctrl-C or SIGTERM came; the run is saved, and running it again goes on from there.
     """
+    for source in sources:
+        if not Path(source).exists():
+            raise UserError(f"{source}: no such file or folder")
     with locked(run):
         for left_behind in list(run.rglob(".*.partial")):  # by a process that was killed
             remove(left_behind)

@@ -1,6 +1,7 @@
 """The embedded corpus: short Japanese tales without end, whose entropy is known exactly.
 
-The grammar is two dicts of plain strings, WORDS and SENTENCES. In a string,
+The grammar is plain strings: the plots of FRAMES, each a tale, and the SENTENCES and WORDS that fill
+them. In a string,
 
   <name>      is drawn afresh each time, from the words or the sentences of that name;
   {name}      is drawn once in a tale, from the words of that name, and stays what it is;

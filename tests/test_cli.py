@@ -1,0 +1,234 @@
+"""The verbs as a user types them: what they print, and one line for each mistake."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tsuzuri
+from tsuzuri.cli import main
+
+FLAGS = ["--tokenizer.kind", "bytes", "--model.num-layers", "1", "--model.num-heads", "2"]
+FLAGS += ["--model.embed-dim", "16", "--sequence-length", "32", "--batch-size", "4"]
+FLAGS += ["--steps", "4", "--eval-every", "2", "--save-every", "2", "--log-every", "2"]
+TEXT = "".join(f"{n}番目の綴りは{n * n}。\n" for n in range(300))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A text, a run trained on it, and an own copy of Config's cache: made by the verbs alone."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    assert main(["train", str(folder / "text.txt"), "--run", str(folder / "run"), *FLAGS]) == 0
+    return folder
+
+
+def refused(capsys, *arguments):
+    """What a verb says when it refuses: one line, exit code 2."""
+    capsys.readouterr()
+    code = main([str(a) for a in arguments])
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tsuzuri: ")]
+    assert code == 2 and len(said) == 1, (code, said)
+    return said[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.nun-layers", "3"], "did you mean '--model.num-layers'?"),
+        (["--vocab-size", "300"], "did you mean '--tokenizer.vocab-size'?"),
+        (["--preset", "lama"], "unknown preset 'lama'; did you mean 'llama'?"),
+        (["--size", "smal"], "unknown size 'smal'; did you mean 'small'?"),
+        (["--model.num-heads", "3"], "model.embed_dim 128 is not divisible by model.num_heads 3"),
+        (["--learning-rate", "-1"], "learning_rate is -1.0; it must be a positive finite number"),
+        (["--learning-rate", "nan"], "learning_rate is nan"),
+        (["--steps", "many"], "steps is 'many'; it must be a whole number"),
+        (["--batch-size", "0"], "batch_size is 0; it must be at least 1"),
+        (["--model.norm", "batchnorm"], "it must be one of layernorm, rmsnorm"),
+        (["--mesh.tensor", "3"], "there are 1"),
+        (["--config", "no-such.json"], "no-such.json: no such file"),
+        (["--encoding", "klingon"], "--encoding klingon: unknown"),
+    ],
+)
+def test_bad_values(capsys, folder, tmp_path, flags, message):
+    said = refused(capsys, "train", folder / "text.txt", "--run", tmp_path / "r", *flags)
+    assert message in said
+    assert not (tmp_path / "r" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"\x00\x01\x02" * 100, "NUL"),
+        (b"\x80\xff\xa0" * 50, "--encoding"),
+        ("短い。".encode(), "--sequence-length"),
+    ],
+)
+def test_bad_texts(capsys, tmp_path, content, message):
+    (tmp_path / "bad.txt").write_bytes(content)
+    said = refused(capsys, "train", tmp_path / "bad.txt", "--run", tmp_path / "r", *FLAGS)
+    assert message in said and "bad.txt" in said or "training text is" in said
+
+
+def test_a_text_that_is_not_there(capsys, tmp_path):
+    assert "none.txt" in refused(capsys, "train", tmp_path / "none.txt", "--run", tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_another_config_shows_the_differences(capsys, folder):
+    said = refused(capsys, "train", "--run", folder / "run", "--model.embed-dim", "32")
+    assert "model.embed_dim 16 -> 32" in said
+
+
+def test_a_config_file_is_below_flags(folder, tmp_path):
+    values = {"model": {"embed_dim": 32, "num_heads": 4}, "steps": 2, "preset": "gpt2"}
+    (tmp_path / "c.json").write_text(json.dumps(values))
+    run = tmp_path / "r"
+    command = ["train", str(folder / "text.txt"), "--run", str(run)]
+    command += [*FLAGS[:2], "--config", str(tmp_path / "c.json"), "--model.num-heads", "8"]
+    assert main([*command, "--sequence-length", "32", "--model.num-layers", "1"]) == 0
+    made = json.loads((run / "config.json").read_text())
+    assert made["model.embed_dim"] == 32 and made["model.num_heads"] == 8 and made["steps"] == 2
+    assert made["preset"] == "gpt2" and made["model.positions"] == "learned"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--temperature", "-1"], "temperature is -1.0"),
+        (["--temperature", "nan"], "temperature is nan"),
+        (["--top-k", "9999"], "vocabulary has 258"),
+        (["--top-p", "0"], "top_p is 0.0"),
+        (["--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["--stop", ""], "none of them empty"),
+        (["--num-samples", "0"], "--num-samples is 0"),
+        (["--temprature", "1"], "did you mean '--temperature'?"),
+    ],
+)
+def test_bad_sampling(capsys, folder, flags, message):
+    assert message in refused(capsys, "generate", folder / "run", *flags)
+
+
+def test_generate(capsys, folder):
+    command = ["generate", str(folder / "run"), "--prompt", "一番目", "--max-new-tokens", "20"]
+    assert main([*command, "--num-samples", "2"]) == 0
+    both = capsys.readouterr().out
+    assert both.count("一番目") == 2 and "--- 2" in both
+    assert main(command) == 0
+    one = capsys.readouterr().out
+    assert main([*command, "--stream"]) == 0
+    assert capsys.readouterr().out == one  # streamed or not, the same text
+    assert one.strip() in both
+    assert main(["generate", str(folder / "run"), "--max-new-tokens", "5"]) == 0  # no prompt
+    assert main([*command[:2], "--prompt", "長" * 100, "--max-new-tokens", "5"]) == 0
+    assert "its last" in capsys.readouterr().err
+
+
+def test_eval(capsys, folder):
+    assert main(["eval", str(folder / "run"), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    keys = "loss perplexity bits_per_byte tokens bytes entropy_floor step parameters_sha256"
+    assert set(figures) == set(keys.split())
+    assert figures["step"] == 4 and figures["entropy_floor"] is None
+    # On a text of one's own: all of it is looked at, however short.
+    (folder / "mine.txt").write_text("綴", encoding="utf-8")
+    assert main(["eval", str(folder / "run"), "--data", str(folder / "mine.txt"), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["tokens"] == 4 and figures["bytes"] == 3  # three bytes and the end of the text
+
+
+def test_from_python(folder):
+    lm = tsuzuri.load(folder / "run")
+    ids = lm.tokenizer.encode("綴り")
+    assert lm.tokenizer.decode(ids) == "綴り"
+    logits = lm.logits(ids)
+    assert logits.shape == (6, 258) and logits.dtype == np.float32
+    assert lm.generate("綴り", max_new_tokens=4, temperature=0) == lm.generate(
+        "綴り", max_new_tokens=4, temperature=0
+    )
+    with pytest.raises(tsuzuri.errors.UserError, match="outside the vocabulary"):
+        lm.logits([258])
+    with pytest.raises(tsuzuri.errors.UserError, match="takes 1 to 32"):
+        lm.logits([2] * 33)
+
+
+def test_not_a_run(capsys, tmp_path):
+    assert "not a run folder" in refused(capsys, "generate", tmp_path)
+    assert "not a run folder" in refused(capsys, "eval", tmp_path / "none")
+
+
+def test_each_stage_is_a_verb(capsys, folder, tmp_path):
+    """tokenizer, featurize and train one after the other make the run that train makes alone."""
+    text, tok, features = str(folder / "text.txt"), str(tmp_path / "t"), str(tmp_path / "f")
+    assert main(["tokenizer", "train", text, "--out", tok, "--tokenizer.vocab-size", "300"]) == 0
+    command = ["featurize", text, "--tokenizer", tok, "--sequence-length", "32", "--out"]
+    assert main([*command, features]) == 0
+    assert "is there already" in refused(capsys, *command, features)
+    run = tmp_path / "r"
+    assert main(["train", features, "--run", str(run), *FLAGS[2:]]) == 0
+    assert main(["train", "--run", str(run)]) == 0  # goes on, without naming the features again
+    assert main(["eval", str(run)]) == 0
+    assert "--sequence-length 32" in refused(
+        capsys, "train", features, "--run", tmp_path / "r2", "--sequence-length", "64"
+    )
+
+
+def test_prepare_and_train_on_tales(capsys, tmp_path):
+    out = str(tmp_path / "tales")
+    assert main(["prepare", "tales", "--documents", "60", "--out", out]) == 0
+    assert "60 documents" in capsys.readouterr().err
+    assert main(["train", out, "--run", str(tmp_path / "r"), *FLAGS]) == 0
+    assert "of the text's entropy" in capsys.readouterr().out
+    assert main(["eval", str(tmp_path / "r"), "--json"]) == 0
+    assert 0.1 < json.loads(capsys.readouterr().out)["entropy_floor"] < 1
+    assert "takes no --books" in refused(capsys, "prepare", "tales", "--books", "3", "--out", "x")
+    assert "did you mean" in refused(capsys, "prepare", "aozra", "--out", "x")
+
+
+def test_plot(capsys, folder):
+    picture = folder / "run" / "plots" / "loss.png"
+    picture.unlink()
+    assert main(["plot", str(folder / "run")]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_help_needs_no_jax():
+    """--help of every verb is quick because nothing heavy is imported for it."""
+    code = (
+        "import sys; from tsuzuri.cli import main\n"
+        "for verb in ['', 'demo', 'prepare', 'tokenizer', 'featurize', 'train', 'eval',"
+        " 'generate', 'plot']:\n"
+        "    try: main([verb, '--help'] if verb else ['--help'])\n"
+        "    except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'jax', 'flax', 'numpy', 'pyarrow', 'matplotlib', 'tiktoken'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_fault_of_the_program_is_one_line_too(capsys, monkeypatch):
+    monkeypatch.setattr("tsuzuri.presets.preset", lambda *names: 1 / 0)
+    assert main(["train", "x", "--run", "y"]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_interrupted_while_preparing(folder, tmp_path):
+    """Ctrl-C before training begins ends with 130 and no traceback."""
+    import signal
+
+    big = tmp_path / "big.txt"
+    big.write_text(TEXT * 200, encoding="utf-8")
+    command = [sys.executable, "-m", "tsuzuri.cli", "train", str(big), "--run"]
+    command += [str(tmp_path / "r"), "--tokenizer.vocab-size", "20000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "r" / "config.json").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode in (130, 42) and "Traceback" not in said
+    assert not Path(tmp_path / "r" / "features" / "features.json").exists() or said
