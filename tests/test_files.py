@@ -74,7 +74,7 @@ def test_a_stale_partial_of_the_same_process_id_is_no_obstacle(tmp_path: Path, s
 
 def test_what_cannot_be_written_is_said_in_one_line(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"cannot write .*file/a\.txt: Not a directory"):
+    with pytest.raises(RunError, match=r"cannot write .*file/a\.txt: "):
         write_text(tmp_path / "file" / "a.txt", "x")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "kept").write_text("kept")

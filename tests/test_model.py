@@ -282,14 +282,17 @@ def test_flops_agree_with_the_compiler(name: str):
 # Against Hugging Face transformers with copied weights, where it is installed (extra `peers`).
 
 
-def to_torch(arrays: dict[str, Any]) -> Any:
-    torch = pytest.importorskip("torch")
-    return {name: torch.tensor(np.array(array)) for name, array in arrays.items()}
+@pytest.fixture
+def transformers() -> Any:
+    pytest.importorskip("torch").set_num_threads(1)  # beside JAX's threads, more are slower
+    return pytest.importorskip("transformers")
 
 
 def compare_with_peer(cfg: ModelConfig, peer: Any, weights: dict[str, Any], model: Any) -> None:
-    torch = pytest.importorskip("torch")
-    missing, unexpected = peer.load_state_dict(to_torch(weights), strict=False)
+    import torch
+
+    state = {name: torch.tensor(np.array(array)) for name, array in weights.items()}
+    missing, unexpected = peer.load_state_dict(state, strict=False)
     assert not unexpected
     assert set(missing) <= {"lm_head.weight"}
     peer.tie_weights()
@@ -299,9 +302,7 @@ def compare_with_peer(cfg: ModelConfig, peer: Any, weights: dict[str, Any], mode
     np.testing.assert_allclose(model(jnp.asarray(tokens)), expected, atol=2e-4, rtol=1e-4)
 
 
-def test_gpt2_is_transformers_gpt2():
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("torch")
+def test_gpt2_is_transformers_gpt2(transformers: Any):
     changes = {"model.num_layers": 2, "model.embed_dim": 32}
     cfg = preset("gpt2", sequence_length=24, **changes).resolved_model(50)
     graphdef, params = random_parameters(cfg)
@@ -331,9 +332,7 @@ def test_gpt2_is_transformers_gpt2():
 
 
 @pytest.mark.parametrize("peer_name", ["Llama", "Qwen3"])
-def test_llama_is_transformers_llama(peer_name: str):
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("torch")
+def test_llama_is_transformers_llama(transformers: Any, peer_name: str):
     qk_norm = peer_name == "Qwen3"
     cfg = resolved(qk_norm=qk_norm, head_dim=8, context_length=24)
     graphdef, params = random_parameters(cfg)

@@ -20,7 +20,11 @@ def test_what_will_be_done_again_is_removed(tmp_path):
     again = Jsonl(path, 20)
     again.log(30, {"loss": 9.0})
     again.close()
-    assert [(line["step"], line["loss"]) for line in read_jsonl(path)] == [(10, 1), (20, 2), (30, 9)]
+    assert [(line["step"], line["loss"]) for line in read_jsonl(path)] == [
+        (10, 1),
+        (20, 2),
+        (30, 9),
+    ]
     assert "綴" in path.read_text(encoding="utf-8")
 
 

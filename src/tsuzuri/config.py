@@ -75,7 +75,7 @@ class ModelConfig:
 class OptimConfig:
     """The optimizer and its schedule."""
 
-    optimizer: Literal["adamw"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 100  # linear from 0; at most a tenth of the steps is used
     final_ratio: float = 0.1  # the last learning rate over the peak

@@ -29,7 +29,7 @@ from tsuzuri.tokenizer import Tokenizer
 _CHUNK = 16
 # Shapes grow by powers of two from here, so that few programs are ever compiled.
 _LEAST_PREFILL = 16
-_LEAST_SLOTS = 256
+_LEAST_SLOTS = 128
 
 
 @dataclass(frozen=True)

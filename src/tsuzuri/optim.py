@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import optax
+from optax import contrib
 
 from tsuzuri.config import Config, OptimConfig
 
@@ -34,8 +35,32 @@ def adamw(schedule: optax.Schedule, cfg: OptimConfig) -> optax.GradientTransform
     )
 
 
+def muon(schedule: optax.Schedule, cfg: OptimConfig) -> optax.GradientTransformation:
+    """Muon (Jordan 2024) for the matrices of the blocks, AdamW for all else.
+
+    The update of a matrix is its momentum made orthogonal, scaled to the size of an AdamW update
+    (Liu et al. 2025, arXiv:2502.16982), so that both share one learning rate.
+    """
+
+    def in_blocks(params: Any) -> Any:
+        def one(keys: tuple[Any, ...], leaf: Any) -> contrib.MuonDimensionNumbers | None:
+            is_matrix = leaf.ndim == 2 and "blocks" in jax.tree_util.keystr(keys)
+            return contrib.MuonDimensionNumbers() if is_matrix else None
+
+        return jax.tree_util.tree_map_with_path(one, params)
+
+    return contrib.muon(
+        schedule,
+        weight_decay=cfg.weight_decay,
+        muon_weight_dimension_numbers=in_blocks,
+        consistent_rms=0.2,
+        adam_b1=cfg.b1,
+        adam_b2=cfg.b2,
+    )
+
+
 SCHEDULES = {"cosine": cosine, "constant": constant}
-OPTIMIZERS = {"adamw": adamw}
+OPTIMIZERS = {"adamw": adamw, "muon": muon}
 
 
 def make_optimizer(cfg: Config) -> tuple[optax.GradientTransformation, optax.Schedule]:

@@ -30,7 +30,7 @@ TABLE: tuple[tuple[str, P], ...] = (
     (r"head/bias$", P("tensor")),
     (r"(attention/out|mlp/down)/bias$", P()),
     (r"norm/(scale|bias)$", P()),
-    (r"(^|/)(step|count)$", P()),
+    (r"(^|/)(step|count|ns_coeffs)$", P()),
 )
 BATCH = P(("data", "fsdp"))  # a batch's rows
 
