@@ -31,6 +31,7 @@ MODELS = {
     "sinusoidal": ("nanolm", {"model.positions": "sinusoidal", "model.norm_place": "post"}),
 }
 PROMPTS = ["", "綴り", "a prompt of thirty bytes, or so", "b"]
+SHORT = ["", "綴", "a", "bc"]
 
 
 @pytest.fixture(autouse=True)
@@ -135,11 +136,15 @@ def test_cached_logits_are_the_full_logits(name: str) -> None:
         np.testing.assert_allclose(logits_BTV[:, 0], expected_BV, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_greedy_is_the_naive_loop_also_beyond_the_context(name: str) -> None:
+@pytest.mark.parametrize(("name", "slots"), [("llama", CONTEXT), ("gpt2", CONTEXT // 4)])
+def test_greedy_is_the_naive_loop_also_beyond_the_context(
+    name: str, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "_LEAST_SLOTS", slots)  # gpt2's cache has to grow
     sampling = Sampling(temperature=0, max_new_tokens=50, repetition_penalty=1.3)
-    completions = generator(name).generate(PROMPTS, sampling)
-    assert [c.ids for c in completions] == naive(name, PROMPTS, sampling)
+    prompts = PROMPTS if slots == CONTEXT else SHORT
+    completions = generator(name).generate(prompts, sampling)
+    assert [c.ids for c in completions] == naive(name, prompts, sampling)
     assert any(len(c.ids) > CONTEXT for c in completions)  # some did slide
     for c in completions:
         assert c.finish_reason == ("end_of_text" if c.ids[-1] == EOT else "length")

@@ -64,7 +64,7 @@ def demo(args: argparse.Namespace) -> None:
     write_corpus(tales, run / "corpus", {"name": "tales", "count": presets.DEMO_TALES}, _say)
     _train(presets.demo(), run, [str(run / "corpus")])
     print(f"\nthree tales by the model ({run}):")
-    _generate(run, ["", "", ""], {"temperature": 1.0, "top_k": 0, "seed": 1})
+    _generate(run, ["", "", ""], {"temperature": 0.8, "top_k": 0, "seed": 1})
     print(f"\nthe demo took {time.monotonic() - began:.0f} s")
 
 

@@ -267,11 +267,12 @@ def draw(logits_BV: jax.Array, keys_B: jax.Array, knobs: _Knobs, candidates: int
     if candidates == 1:
         return ids_BC[:, 0]
     # A place in the row is now a rank. Less the maximum, no temperature can overflow.
-    top_BC = (top_BC - top_BC[:, :1]) / knobs.temperature
+    # XLA's fast top_k stays only where nothing slices what it gives: hence max, not the first.
+    top_BC = (top_BC - top_BC.max(axis=1, keepdims=True)) / knobs.temperature
     top_BC = jnp.where(jnp.arange(candidates)[None, :] < knobs.top_k, top_BC, -jnp.inf)
     p_BC = jax.nn.softmax(top_BC)
     likelier_BC = jnp.cumsum(p_BC, axis=1) - p_BC  # what the candidates before hold together
-    kept_BC = (likelier_BC < knobs.top_p) & (p_BC >= knobs.min_p * p_BC[:, :1])
+    kept_BC = (likelier_BC < knobs.top_p) & (p_BC >= knobs.min_p * p_BC.max(axis=1, keepdims=True))
     rank_B = jax.vmap(jax.random.categorical)(keys_B, jnp.where(kept_BC, top_BC, -jnp.inf))
     return jnp.take_along_axis(ids_BC, rank_B[:, None], axis=1)[:, 0]
 
