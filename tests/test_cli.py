@@ -72,7 +72,7 @@ def test_bad_values(capsys, folder, tmp_path, flags, message):
 def test_bad_texts(capsys, tmp_path, content, message):
     (tmp_path / "bad.txt").write_bytes(content)
     said = refused(capsys, "train", tmp_path / "bad.txt", "--run", tmp_path / "r", *FLAGS)
-    assert message in said and "bad.txt" in said or "training text is" in said
+    assert message in said and ("bad.txt" in said or "training text is" in said)
 
 
 def test_a_text_that_is_not_there(capsys, tmp_path):
@@ -232,3 +232,18 @@ def test_interrupted_while_preparing(folder, tmp_path):
     _, said = process.communicate()
     assert process.returncode in (130, 42) and "Traceback" not in said
     assert not Path(tmp_path / "r" / "features" / "features.json").exists() or said
+
+
+def test_prepare_aozora_from_the_sites_files(capsys, tmp_path):
+    bar = "-" * 55
+    for number in range(25):
+        work = f"峠の鳥{number}\r\n綴り花子\r\n\r\n{bar}\r\n【テキスト中に現れる記号について】\r\n"
+        work += f"{bar}\r\n\r\n　山の上に鳥《とり》がいた。\r\n「歌おう」と言った。\r\n" * 3
+        work += "\r\n\r\n底本：「峠」綴り書房\r\n入力：甲\r\n"
+        (tmp_path / "site" / f"{number}.txt").parent.mkdir(exist_ok=True)
+        (tmp_path / "site" / f"{number}.txt").write_bytes(work.encode("cp932"))
+    command = ["prepare", "aozora", "--source", str(tmp_path / "site"), "--books", "22"]
+    assert main([*command, "--orthography", "any", "--out", str(tmp_path / "a")]) == 0
+    assert "22 documents" in capsys.readouterr().err
+    tokenizer = ["--tokenizer.vocab-size", "300", "--out", str(tmp_path / "t")]
+    assert main(["tokenizer", "train", str(tmp_path / "a"), *tokenizer]) == 0

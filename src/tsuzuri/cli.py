@@ -74,7 +74,8 @@ def prepare(args: argparse.Namespace) -> None:
     from tsuzuri.corpus.prepare import prepare as write_corpus
 
     chosen = corpus.named(args.corpus)
-    options = {"source": args.source, "books": args.books, "orthography": args.orthography}
+    source = Path(args.source) if args.source else None
+    options = {"source": source, "books": args.books, "orthography": args.orthography}
     options |= {"count": args.documents, "seed": args.seed}
     options = {key: value for key, value in options.items() if value is not None}
     for key in options:

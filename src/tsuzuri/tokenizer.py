@@ -33,11 +33,11 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Japanese has no spaces, so such a piece may be a whole sentence, and BPE would learn tokens that end
-# in the middle of a word, even of a character. So merges are learned inside a run of one script, and
-# pieces are cut at 16 characters, which bounds the work. A text is still encoded by llama-3's pieces,
-# as transformers and llama.cpp will: merges across scripts are simply not there. On 334 works of
-# Aozora this gives fewer tokens and a quarter fewer torn characters.
+# Japanese has no spaces, so such a piece may be a whole sentence, and BPE would learn tokens that
+# end in the middle of a word, even of a character. So merges are learned inside a run of one
+# script, and pieces are cut at 16 characters, which bounds the work. A text is still encoded by
+# llama-3's pieces, as transformers and llama.cpp will do: merges across scripts are simply not
+# there. On 334 works of Aozora this gives fewer tokens, and a quarter fewer torn characters.
 _TRAINING_PATTERN = r"[\p{Han}々〆ヶ]{1,16}|[\p{Katakana}ー]{1,16}|\p{Hiragana}{1,16}|" + (
     PATTERN.replace("+", "{1,16}").replace("*", "{0,16}")
 )
