@@ -202,7 +202,7 @@ steps               {figures["step"]}   time {duration(time.monotonic() - began)
 parameters SHA-256  {figures["parameters_sha256"]}
 loss plot           {run}/plots/loss.png
 run folder          {run}
-next                tsuzuri generate {run} --prompt "むかし" --stream""")
+next                tsuzuri generate {run} --stream""")
 
 
 def _generate(
