@@ -1,7 +1,9 @@
 """Checkpoints: what was saved comes back, and what is damaged never does."""
 
+import os
 import random
 import shutil
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +97,26 @@ def test_none_sound_is_said_not_begun_anew(folder):
         shutil.rmtree(folder / str(step) / "state")
     with pytest.raises(RunError, match="no sound checkpoint"):
         checkpoint.restore(folder, _target(_state(0.0)), BELONGS_TO, lambda m: None)
+
+
+def test_a_full_disk_is_one_line_and_the_older_ones_are_whole(tmp_path, capfd):
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("a small disk can only be mounted by root")
+    try:
+        noise = jnp.asarray(np.random.default_rng(0).normal(size=(1000, 300)), jnp.float32)
+        state = {"params": {"token_embed": {"embedding": noise}}}  # 1.2 MB that do not compress
+        with pytest.raises(RunError, match="No space left on device; nothing that was there"):
+            for step in range(1, 9):
+                checkpoint.save(tmp_path, step, state, BELONGS_TO, keep=9)
+        saved = checkpoint.steps(tmp_path)
+        assert saved == list(range(1, len(saved) + 1)) and saved
+        _, step = checkpoint.restore(tmp_path, _target(state), BELONGS_TO, pytest.fail)
+        assert step == saved[-1]
+        assert len(list(tmp_path.iterdir())) == len(saved)  # and nothing half-written beside them
+        assert "Traceback" not in capfd.readouterr().err
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_a_model_fingerprint_is_of_every_parameter():

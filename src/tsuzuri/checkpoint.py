@@ -9,6 +9,9 @@ position in the data is the step, so nothing else has to be kept.
 
 import hashlib
 import json
+import logging
+import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,9 @@ import orbax.checkpoint as ocp
 from tsuzuri.errors import RunError, UserError
 from tsuzuri.files import read_json, remove, sha256, write_beside, write_json
 from tsuzuri.sharding import path_of
+
+# Orbax logs, with tracebacks, what it raises as well.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def save(folder: Path, step: int, state: Any, belongs_to: Mapping[str, str], keep: int) -> None:
@@ -44,7 +50,8 @@ def save(folder: Path, step: int, state: Any, belongs_to: Mapping[str, str], kee
             except OSError:
                 raise
             except Exception as error:  # tensorstore reports a full disk as a ValueError
-                reason = str(error).strip().splitlines()[0][:200]
+                code = re.search(r"os_error_code='(\d+)'", str(error))
+                reason = os.strerror(int(code[1])) if code else str(error).splitlines()[0]
                 raise OSError(None, reason) from error
             hashes = {str(f.relative_to(beside)): sha256(f) for f in _files(beside)}
             manifest = {"step": step, "belongs_to": dict(belongs_to), "sha256": hashes}
