@@ -98,9 +98,9 @@ def train(
         eval_step = evaluate.make_eval_step(graphdef)
         checkpoints = run / "checkpoints"
         belongs_to = run_folder.identity(tokenizer, model_cfg, features)
-        restored = checkpoint.restore(
-            checkpoints, abstract_state(init, mesh), belongs_to, console.say, set_aside=True
-        )
+        shapes = jax.eval_shape(init, jax.random.key(0))
+        target = checkpoint.shapes(shapes, shardings(mesh, shapes))
+        restored = checkpoint.restore(checkpoints, target, belongs_to, console.say, set_aside=True)
         state, start = restored or (init(jax.random.key(cfg.seed)), 0)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         console.say(
@@ -206,16 +206,6 @@ def make_training(
 
     jitted = jax.jit(train_steps, donate_argnums=0, out_shardings=(split, None))
     return graphdef, jax.jit(init, out_shardings=split), jitted
-
-
-def abstract_state(init: Callable[[jax.Array], TrainState], mesh: Mesh) -> TrainState:
-    """The TrainState's shapes with their shardings, for a checkpoint to fill."""
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    return jax.tree.map(
-        lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
-        shapes,
-        shardings(mesh, shapes),
-    )
 
 
 def stack(batches: Batches, first: int, last: int, mesh: Mesh) -> list[jax.Array]:
