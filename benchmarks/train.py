@@ -49,6 +49,7 @@ def ours(work: Work) -> float:
     import numpy as np
 
     from tsuzuri.config import replace
+    from tsuzuri.data import Batch
     from tsuzuri.presets import gpt2
     from tsuzuri.sharding import make_mesh
     from tsuzuri.train import make_training
@@ -68,7 +69,7 @@ def ours(work: Work) -> float:
     shape = (work.steps_per_call, work.batch, work.length + 1)
     blocks = np.random.default_rng(0).integers(0, work.vocabulary, shape, np.int32)
     weights = np.ones_like(blocks[..., 1:], np.float32)
-    batches = jax.device_put((blocks[..., :-1], blocks[..., 1:], weights))
+    batches = jax.device_put(Batch(blocks[..., :-1], blocks[..., 1:], weights))
     state = init(jax.random.key(0))
 
     def call() -> None:

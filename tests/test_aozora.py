@@ -277,11 +277,11 @@ def test_the_datasets_own_file(tmp_path):
         list(documents(path, say=print))
 
 
-def test_without_a_network_or_package_the_file_to_bring_is_named(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+def test_without_a_network_the_file_to_bring_is_named(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")  # nobody is there
     with pytest.raises(UserError, match="--source") as error:
-        next(CORPORA["aozora"].documents(print))
+        next(CORPORA["aozora"].documents(say=print))
     assert "\n" not in str(error.value)
 
 

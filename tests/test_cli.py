@@ -11,6 +11,7 @@ import pytest
 
 import tsuzuri
 from tsuzuri.cli import main
+from tsuzuri.corpus import CORPORA
 
 FLAGS = ["--tokenizer.kind", "bytes", "--model.num-layers", "1", "--model.num-heads", "2"]
 FLAGS += ["--model.embed-dim", "16", "--sequence-length", "32", "--batch-size", "4"]
@@ -180,7 +181,7 @@ def test_each_stage_is_a_verb(capsys, folder, tmp_path):
 
 def test_prepare_and_train_on_tales(capsys, tmp_path):
     out = str(tmp_path / "tales")
-    assert main(["prepare", "tales", "--documents", "60", "--out", out]) == 0
+    assert main(["prepare", "tales", "--count", "60", "--out", out]) == 0
     assert "60 documents" in capsys.readouterr().err
     assert main(["train", out, "--run", str(tmp_path / "r"), *FLAGS]) == 0
     assert "of the text's entropy" in capsys.readouterr().out
@@ -188,6 +189,75 @@ def test_prepare_and_train_on_tales(capsys, tmp_path):
     assert 0.1 < json.loads(capsys.readouterr().out)["entropy_floor"] < 1
     assert "takes no --books" in refused(capsys, "prepare", "tales", "--books", "3", "--out", "x")
     assert "did you mean" in refused(capsys, "prepare", "aozra", "--out", "x")
+
+
+def test_the_corpora_are_listed(capsys):
+    assert main(["prepare", "--list"]) == 0
+    listed = capsys.readouterr().out
+    for name, known in CORPORA.items():
+        assert f"{name}  ({known.language}, {known.size})" in listed
+    assert "give the name of a corpus and --out" in refused(capsys, "prepare")
+    assert "give the name of a corpus and --out" in refused(capsys, "prepare", "tales")
+    assert "takes no --source" in refused(capsys, "prepare", "tales", "--source", "x", "--out", "y")
+
+
+def test_cleaning_is_an_option_wherever_text_is_read(capsys, tmp_path):
+    (tmp_path / "text.jsonl").write_text(
+        "".join(
+            f'{{"text": "{text}"}}\n' for text in ["とりが鳴く", "ＡＢＣ です", "とりが鳴く", "短"]
+        )
+    )
+    source, out = str(tmp_path / "text.jsonl"), tmp_path / "clean"
+    flags = ["--deduplicate", "--normalize", "NFKC", "--min-characters", "3", "--language", "ja"]
+    named = ["prepare", "hf:a/b", "--source", source, "--out", str(out), *flags]
+    assert main(named) == 0
+    assert "cleaning kept 1 of 4 documents" in capsys.readouterr().err
+    assert main(named) == 0  # the same again: nothing is done
+    assert "holds this corpus already" in capsys.readouterr().err
+    assert "holds another corpus" in refused(capsys, *named[:-2])
+    tok = ["--tokenizer", "bytes", "--sequence-length", "4"]
+    assert main(["featurize", source, *tok, *flags, "--out", str(tmp_path / "f")]) == 0
+    assert "cleaning kept 1 of 4 documents" in capsys.readouterr().err
+    assert "normalize is 'NFX'; it must be one of none, NFC" in refused(
+        capsys, "featurize", source, *tok, "--normalize", "NFX", "--out", "x"
+    )
+
+
+def test_tokenizers_are_compared(capsys, folder, tmp_path):
+    text, svg = str(folder / "text.txt"), tmp_path / "picture.svg"
+    unigram = ["--tokenizer.kind", "unigram", "--tokenizer.vocab-size", "350"]
+    assert main(["tokenizer", "train", text, "--out", str(tmp_path / "u"), *unigram]) == 0
+    command = ["tokenizer", "compare", "bytes", str(tmp_path / "u"), "--text", text]
+    assert main([*command, "--out", str(svg), "--sentence", "綴りを書く。"]) == 0
+    printed = capsys.readouterr().out
+    assert "unigram" in printed and "350" in printed
+    assert svg.read_text().startswith("<svg")
+    assert "needs --text" in refused(capsys, "tokenizer", "compare", "bytes")
+    assert "needs --out" in refused(capsys, "tokenizer", "train", text)
+    wrong = ["--tokenizer.options", "--character_coverag=0.9"]
+    assert "character_coverage" in refused(
+        capsys, "tokenizer", "train", text, "--out", tmp_path / "v", *unigram, *wrong
+    )
+
+
+def test_a_run_with_a_tokenizer_from_elsewhere(capsys, folder, tmp_path):
+    """SentencePiece, trained within the run, and another model's file."""
+    text = str(folder / "text.txt")
+    kind = ["--tokenizer.kind", "unigram", "--tokenizer.vocab-size", "350"]
+    assert main(["train", text, "--run", str(tmp_path / "a"), *FLAGS[2:], *kind]) == 0
+    model = tmp_path / "a" / "tokenizer" / "sentencepiece.model"
+    other = ["--tokenizer.path", str(model)]
+    assert main(["train", text, "--run", str(tmp_path / "b"), *FLAGS[2:], *other]) == 0
+    capsys.readouterr()
+    assert main(["generate", str(tmp_path / "b"), "--prompt", "一番目", "--stream"]) == 0
+    assert capsys.readouterr().out.startswith("一番目")
+
+
+def test_flags_of_beam_are_for_beam(capsys, folder):
+    text = str(folder / "text.txt")
+    featurize = ["featurize", text, "--tokenizer", "bytes", "--out", "x"]
+    assert "give --runner beam as well" in refused(capsys, *featurize, "--", "--streaming")
+    assert "takes nothing after `--`" in refused(capsys, "train", text, "--run", "x", "--", "--a")
 
 
 def test_plot(capsys, folder):

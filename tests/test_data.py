@@ -15,7 +15,8 @@ from tsuzuri.config import FeaturesConfig
 from tsuzuri.corpus.document import Document
 from tsuzuri.data import Batches, Blocks, in_order, permuted
 from tsuzuri.errors import UserError
-from tsuzuri.features import _fingerprint, featurize
+from tsuzuri.features import featurize
+from tsuzuri.features.parquet import _fingerprint
 from tsuzuri.tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()
@@ -113,7 +114,7 @@ def test_a_batch_is_a_function_of_seed_and_step(blocks, sound):
     for step in [29, 3, 100_000, 3, 0, 17]:
         found = again.batch(step)
         for a, b in zip(found, expected[step] if step < 30 else forward.batch(step), strict=True):
-            assert (a == b).all()
+            assert (a is b is None) or (a == b).all()
     other = Batches(blocks, 4, seed=6)
     assert any((other.indices(s) != forward.indices(s)).any() for s in range(3))
 
@@ -122,7 +123,7 @@ def test_targets_and_weights(blocks):
     padded = 0
     for step in range(len(blocks)):  # one epoch
         batches = Batches(blocks, 1, seed=0)
-        tokens, targets, weights = batches.batch(step)
+        tokens, targets, weights, _, _ = batches.batch(step)
         block = blocks[int(batches.indices(step)[0])]
         assert (tokens[0] == block[:-1]).all() and (targets[0] == block[1:]).all()
         assert (weights[0] == (block[1:] != BYTES.padding)).all()
@@ -138,7 +139,7 @@ def test_hosts_share_a_batch(blocks, hosts):
     for step in (0, 7, 1000):
         parts = [batches.batch(step, slice(h * share, (h + 1) * share)) for h in range(hosts)]
         whole = batches.batch(step)
-        for i, array in enumerate(whole):
+        for i, array in enumerate(whole[:3]):
             assert (np.concatenate([part[i] for part in parts]) == array).all()
 
 
@@ -151,7 +152,7 @@ def test_in_order_sees_every_target_once(blocks, batch_size):
     assert (tokens[: len(blocks)] == blocks.array[:, :-1]).all()
     halves = [list(in_order(blocks, 4, rows=half)) for half in (slice(0, 2), slice(2, 4))]
     for whole, *parts in zip(in_order(blocks, 4), *halves, strict=True):
-        for i, array in enumerate(whole):
+        for i, array in enumerate(whole[:3]):
             assert (np.concatenate([part[i] for part in parts]) == array).all()
 
 
@@ -177,7 +178,7 @@ def test_no_bit_flip_of_the_parquet_is_silent(folder):
             with pytest.raises(UserError, match=r"train-00000\.parquet: damaged"):
                 Blocks.open(folder, "train", BYTES, print)
         path.write_bytes(content)
-        assert (folder / "decoded" / "train.npy").exists() == decoded
+        assert (folder / "decoded" / "train.input_ids.npy").exists() == decoded
         Blocks.open(folder, "train", BYTES, print)
 
 
@@ -189,7 +190,7 @@ def test_the_pages_of_the_parquet_have_checksums(folder):
     content[pages.data_page_offset + pages.total_compressed_size - 1] ^= 4
     path.write_bytes(content)
     with pytest.raises(OSError, match="CRC"):
-        list(data._read(path, L + 1))
+        list(data._read(path, "input_ids", L + 1))
 
 
 def test_truncated_missing_or_exchanged_parquet(folder):
@@ -212,7 +213,7 @@ def test_truncated_missing_or_exchanged_parquet(folder):
 def test_damaged_decoded_blocks_are_made_again_and_it_is_said(folder):
     said = []
     expected = np.array(Blocks.open(folder, "train", BYTES, said.append).array)
-    path = folder / "decoded" / "train.npy"
+    path = folder / "decoded" / "train.input_ids.npy"
     content = path.read_bytes()
     assert said == []
     chance = random.Random(1)
@@ -222,7 +223,7 @@ def test_damaged_decoded_blocks_are_made_again_and_it_is_said(folder):
         path.write_bytes(damaged if i else content[:-7])
         found = Blocks.open(folder, "train", BYTES, said.append)
         assert (found.array == expected).all()
-        assert len(said) == i + 1 and "train.npy is damaged" in said[-1]
+        assert len(said) == i + 1 and "train.input_ids.npy is damaged" in said[-1]
     path.with_suffix(".json").write_text("{")
     assert (Blocks.open(folder, "train", BYTES, said.append).array == expected).all()
     assert len(said) == 21
@@ -266,7 +267,7 @@ def test_other_rows_than_announced(folder):
 
 def test_features_of_another_tokenizer(folder):
     class Other(ByteTokenizer):
-        kind = "other"
+        fingerprint = property(lambda self: "another", lambda self, value: None)
 
     with pytest.raises(UserError, match=r"made by another tokenizer .*; make the features again"):
         Blocks.open(folder, "train", Other(), print)

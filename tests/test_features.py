@@ -12,7 +12,8 @@ from tsuzuri import features, tokenizer
 from tsuzuri.config import FeaturesConfig, TokenizerConfig
 from tsuzuri.corpus.document import Document
 from tsuzuri.errors import RunError, UserError
-from tsuzuri.features import featurize, held_out, read_features, split_documents, training_texts
+from tsuzuri.features import featurize, parquet, read_features, split_documents, training_texts
+from tsuzuri.features.splits import held_out
 from tsuzuri.tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()
@@ -96,8 +97,9 @@ def test_many_small_batches_and_files_are_the_same_blocks(tmp_path, monkeypatch)
         iter(d.text for d in texts), TokenizerConfig(vocab_size=270), print, False
     )
     whole = make(texts, tmp_path / "a", share=0.1, tok=bpe)["splits"]
-    for name, value in (("_BATCH", 300), ("_ROW_GROUP", 20), ("_FILE", 30)):
-        monkeypatch.setattr(features, name, value)
+    monkeypatch.setattr(features, "_BATCH", 300)
+    monkeypatch.setattr(parquet, "_ROW_GROUP", 20)
+    monkeypatch.setattr(parquet, "_FILE", 30)
     parts = make(texts, tmp_path / "b", share=0.1, tok=bpe)["splits"]
     for split in ("train", "held_out"):
         assert len(parts[split]["files"]) > len(whole[split]["files"]) == 1
@@ -111,8 +113,10 @@ def test_features_json(tmp_path):
     assert found["tokenizer"] == {
         "kind": "bytes",
         "vocab_size": 258,
+        "begin_of_text": 0,
         "end_of_text": 0,
         "padding": 1,
+        "unknown": None,
         "fingerprint": BYTES.fingerprint,
     }
     train = found["splits"]["train"]

@@ -103,7 +103,7 @@ def test_every_switch_does_something(name: str):
         tokens = jnp.arange(8)[None, :]
         _, params = random_parameters(before)
         a, b = (
-            nnx.merge(parameters(cfg)[0], params)(tokens, jax.random.key(1))
+            nnx.merge(parameters(cfg)[0], params)(tokens, dropout_key=jax.random.key(1))
             for cfg in (before, after)
         )
         assert a.dtype == b.dtype == jnp.float32

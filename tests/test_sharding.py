@@ -69,6 +69,7 @@ import json
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from tsuzuri.config import MeshConfig
+from tsuzuri.data import Batch
 from tsuzuri.errors import UserError
 from tsuzuri.presets import preset
 from tsuzuri.sharding import BATCH, make_mesh, one_device
@@ -77,8 +78,8 @@ from tsuzuri.train import make_training
 changes = {"model.num_layers": 1, "model.embed_dim": 32, "optim.warmup_steps": 0}
 cfg = preset("gpt2", batch_size=8, sequence_length=16, learning_rate=1e-2, **changes)
 blocks = np.random.default_rng(0).integers(0, 64, (8, 17), np.int32)
-batch = blocks[:, :-1], blocks[:, 1:], np.ones((8, 16), np.float32)
-batches = [np.stack([part] * 3) for part in batch]
+batch = Batch(blocks[:, :-1], blocks[:, 1:], np.ones((8, 16), np.float32))
+batches = jax.tree.map(lambda part: np.stack([part] * 3), batch)
 
 losses = {}
 for data, fsdp, tensor in [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)]:
@@ -87,7 +88,7 @@ for data, fsdp, tensor in [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)]:
     _, init, train_steps = make_training(cfg, cfg.resolved_model(64), mesh)
     state = init(jax.random.key(0))
     rows = NamedSharding(mesh, P(None, *BATCH))
-    _, metrics = train_steps(state, [jax.device_put(b, rows) for b in batches])
+    _, metrics = train_steps(state, jax.device_put(batches, rows))
     losses[f"{data}x{fsdp}x{tensor}"] = np.asarray(metrics["loss"]).tolist()
 said = ""
 try:

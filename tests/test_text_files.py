@@ -18,7 +18,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tsuzuri.config import TextConfig
-from tsuzuri.corpus import text_files
+from tsuzuri.corpus import records, text_files
 from tsuzuri.corpus.document import Document
 from tsuzuri.corpus.text_files import fingerprint, read
 from tsuzuri.errors import UserError
@@ -394,7 +394,7 @@ def test_a_bad_line_is_named(tmp_path, line, hint):
 
 
 def test_a_line_too_long_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_files, "_LINE", 1000)
+    monkeypatch.setattr(records, "_LINE", 1000)
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl_of({"text": "a" * 900}, {"text": "a" * 1100}))
     assert "a.jsonl:2: longer than" in refusal(path)

@@ -12,6 +12,7 @@ from tsuzuri import tokenizer
 from tsuzuri.config import TokenizerConfig
 from tsuzuri.errors import RunError, UserError
 from tsuzuri.tokenizer import ByteTokenizer
+from tsuzuri.tokenizer.protocol import slices
 
 TEXT = (
     "　山の上に小さな茶屋があった。「お茶を一杯ください」と旅の人が言った。\n"
@@ -160,6 +161,14 @@ def test_a_vocabulary_smaller_than_the_bytes():
     assert tokenizer.train(iter([TEXT]), TokenizerConfig(vocab_size=258), **quiet).vocab_size == 258
 
 
+@pytest.mark.parametrize("kind", ["bpe", "bytes"])
+def test_options_of_another_kind(kind):
+    with pytest.raises(UserError, match=f"options are SentencePiece's; .* {kind} has none"):
+        tokenizer.train(
+            iter([TEXT]), TokenizerConfig(kind=kind, options="--byte_fallback=true"), **quiet
+        )
+
+
 def test_bytes_need_no_training():
     tok = tokenizer.train(iter([]), TokenizerConfig(kind="bytes"), **quiet)
     assert tok.encode("あ") == [0xE3 + 2, 0x81 + 2, 0x82 + 2]
@@ -185,6 +194,23 @@ def test_half_a_character_shows_as_replacement(tok):
     assert tok.decode_bytes(ids) == "山川".encode()[:4]
 
 
+def test_fingerprints_stay_what_they_were(bpe, tmp_path):
+    """Features made by an earlier version name the fingerprints that it computed."""
+    assert bpe.fingerprint == "f2735484d234d9ff9e7363d9aecfb12161057c8d620460d0030dd31744ff46e9"
+    of_bytes = "ab848d2f4b9c33fe50c2d743bfe5a8d94e561ed90a68240dc1cf9d2bfbcf2d5f"
+    assert ByteTokenizer().fingerprint == of_bytes
+    bpe.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for new in ("begin_of_text", "unknown"):  # what its folders did not say
+        del config[new]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert tokenizer.load(tmp_path).fingerprint == bpe.fingerprint
+
+
+def test_special_ids(tok):
+    assert (tok.begin_of_text, tok.end_of_text, tok.padding, tok.unknown) == (0, 0, 1, None)
+
+
 def test_save_and_load(tok, tmp_path):
     folder = tmp_path / "run" / "tokenizer"
     tok.save(folder)
@@ -200,6 +226,9 @@ def test_another_tokenizer_is_not_overwritten(bpe, tmp_path):
     with pytest.raises(RunError, match="cannot write"):
         ByteTokenizer().save(tmp_path / "t")
     assert tokenizer.load(tmp_path / "t").fingerprint == bpe.fingerprint
+    (tmp_path / "t" / "tokenizer.json").write_text("{}")  # the same one, but damaged
+    with pytest.raises(UserError, match="changed or damaged"):
+        bpe.save(tmp_path / "t")
 
 
 def test_every_damage_is_seen(bpe, tmp_path):
@@ -258,7 +287,7 @@ def test_training_on_such_runs(unit):
 def test_a_long_text_has_the_ids_of_the_whole(bpe, hugging_face):
     """Cutting it into slices shows nowhere, as long as a line is shorter than a slice."""
     text = (TEXT + "\n\n  \n" + TEXT + "\r\n\r\n") * 1000
-    assert len(list(tokenizer._slices(text))) > 1
+    assert len(list(slices(text))) > 1
     ids = bpe.encode(text)
     assert bpe.encode_batch([text])[0].tolist() == ids
     assert ids == hugging_face.encode(text).ids

@@ -18,7 +18,7 @@ import pytest
 import tsuzuri
 from tsuzuri import checkpoint
 from tsuzuri.config import Config, replace
-from tsuzuri.data import Blocks, in_order
+from tsuzuri.data import Batch, Blocks, in_order
 from tsuzuri.errors import RunError, UserError
 from tsuzuri.files import locked
 from tsuzuri.presets import preset
@@ -88,6 +88,25 @@ def test_resumed_equals_undisturbed_to_the_bit(finished, tmp_path):
     lines, before = read_jsonl(run / "metrics.jsonl"), read_jsonl(finished[0] / "metrics.jsonl")
     assert [m["step"] for m in lines] == [m["step"] for m in before]
     assert [m.get("loss") for m in lines] == [m.get("loss") for m in before]
+
+
+@pytest.mark.parametrize(
+    "packing", [{"features.packing": "packed"}, {"features.packing": "document"}]
+)
+def test_other_packings_train_and_resume_as_well(tmp_path, packing):
+    text = tmp_path / "lines.txt"
+    text.write_text("|".join(f"{n}番目の綴りは{n * n}。" for n in range(300)), encoding="utf-8")
+    cfg = preset("llama", **TINY | packing | {"text.document_separator": "|", "steps": 16})
+    summary = train(cfg, tmp_path / "a", [str(text)], progress=False)
+    assert summary["loss"] < np.log(258) - 0.5
+    read = read_jsonl(tmp_path / "a" / "metrics.jsonl")
+    assert all(np.isfinite(line["loss"]) for line in read if "loss" in line)
+    shutil.rmtree(tmp_path / "a" / "checkpoints" / "16")
+    again = train(cfg, tmp_path / "a", progress=False)
+    assert again["parameters_sha256"] == summary["parameters_sha256"]
+    lm = tsuzuri.load(tmp_path / "a")
+    mine = lm.evaluate([str(text)], cfg.text, tmp_path / "f")
+    assert mine["tokens"] == mine["bytes"] + 300  # each byte, and each document's end, once
 
 
 def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(finished, tmp_path):
@@ -165,12 +184,13 @@ def test_one_bad_batch_skips_exactly_that_step():
     weights = np.ones((3, 4, 32), np.float32)
     bad = weights.copy()
     bad[1, 0, 0] = np.nan
-    state, metrics = steps(init(jax.random.key(0)), (tokens, targets, bad))
+    state, metrics = steps(init(jax.random.key(0)), Batch(tokens, targets, bad))
     assert metrics["sound"].tolist() == [True, False, True]
     assert int(state.step) == 3
     # The same, but for the step count, as training on the first and the third batch alone.
-    after_one, _ = steps(init(jax.random.key(0)), (tokens[:1], targets[:1], weights[:1]))
-    expected, _ = steps(after_one, (tokens[2:], targets[2:], weights[2:]))
+    first, third = (Batch(tokens[i:j], targets[i:j], weights[i:j]) for i, j in ((0, 1), (2, 3)))
+    after_one, _ = steps(init(jax.random.key(0)), first)
+    expected, _ = steps(after_one, third)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state))

@@ -3,18 +3,20 @@
 import argparse
 import inspect
 import json
+import logging
 import os
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from tsuzuri import __version__, config, presets
 from tsuzuri.config import Config
 from tsuzuri.errors import UserError
+from tsuzuri.files import write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,12 +29,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         parser = _parser()
-        parsed, unknown = parser.parse_known_args([a for a in arguments if a != "--debug"])
+        arguments, beam_flags = _parted(a for a in arguments if a != "--debug")
+        parsed, unknown = parser.parse_known_args(arguments)
         if unknown:
             flags = parser.verbs[parsed.verb]._option_string_actions
             raise UserError(
                 f"unknown argument '{unknown[0]}'{config.suggestion(unknown[0], flags)}"
             )
+        if beam_flags:
+            if "beam_flags" not in parsed:
+                raise UserError(f"`tsuzuri {parsed.verb}` takes nothing after `--`")
+            parsed.beam_flags = beam_flags
         parsed.call(parsed)
         return 0
     except KeyboardInterrupt:
@@ -69,57 +76,110 @@ def demo(args: argparse.Namespace) -> None:
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """A named corpus to Parquet documents, which `train`, `tokenizer` and `featurize` read."""
+    """A named corpus to Parquet documents, which `train`, `tokenizer` and `featurize` read.
+
+    `tsuzuri prepare --list` shows the corpora, with size, licence, language and cleaning.
+    """
     from tsuzuri import corpus
+    from tsuzuri.corpus.cleaning import clean
     from tsuzuri.corpus.prepare import prepare as write_corpus
 
+    if args.list:
+        print(corpus.listing())
+        return
+    if not args.corpus or not args.out:
+        raise UserError("give the name of a corpus and --out; `tsuzuri prepare --list` names them")
     chosen = corpus.named(args.corpus)
-    source = Path(args.source) if args.source else None
-    options = {"source": source, "books": args.books, "orthography": args.orthography}
-    options |= {"count": args.documents, "seed": args.seed}
-    options = {key: value for key, value in options.items() if value is not None}
+    options = {key: value for key, value in _given(args, _CORPUS).items() if value is not None}
     for key in options:
         if key not in chosen.options:
-            flag = "--documents" if key == "count" else f"--{key}"
-            raise UserError(f"{args.corpus} takes no {flag}; it takes {', '.join(chosen.options)}")
+            takes = ", ".join(f"--{option}" for option in chosen.options)
+            raise UserError(f"{args.corpus} takes no --{key}; it takes {takes}")
+    changes = _changes(args)
+    cleaning = config.replace(Config(), changes).text
     counts = write_corpus(
-        chosen.documents(say=_say, **options),
+        clean(chosen.documents(say=_say, **options), cleaning, _say),
         Path(args.out),
-        {"name": args.corpus, **{k: str(v) for k, v in options.items()}},
+        {"name": args.corpus, **{k: str(v) for k, v in options.items()}, **changes},
         _say,
     )
     _say(f"{args.out}: {counts['documents']:,} documents, {counts['bytes']:,} bytes of text")
 
 
-def train_tokenizer(args: argparse.Namespace) -> None:
-    """Trains a tokenizer on text."""
-    from tsuzuri import corpus, tokenizer
+def tokenizer(args: argparse.Namespace) -> None:
+    """Trains a tokenizer on text, or compares several on one.
+
+    tsuzuri tokenizer train TEXT ... --out FOLDER [--tokenizer.kind unigram ...]
+    tsuzuri tokenizer compare TOKENIZER ... --text FILE [--sentence S] [--out PICTURE.svg]
+
+    A tokenizer to compare is what --tokenizer takes: a folder that train wrote, a tokenizer.json, a
+    SentencePiece .model, hf:OWNER/NAME, or bytes, gpt2, cl100k, o200k.
+    """
+    from tsuzuri import corpus
+    from tsuzuri import tokenizer as tokenizers
 
     cfg = config.replace(Config(), _changes(args))
+    if args.action == "compare":
+        from tsuzuri.tokenizer import compare
+
+        if not args.text:
+            raise UserError("tokenizer compare needs --text: the file to encode")
+        texts = [document.text for document in corpus.read([args.text], cfg.text, _say)]
+        loaded = {spec: tokenizers.load(spec) for spec in args.source}
+        sentence = args.sentence or compare.first_sentence(texts)
+        print(compare.table(compare.compare(loaded, texts)))
+        print(compare.segmentation(loaded, sentence))
+        if args.out:
+            write_text(Path(args.out), compare.picture(loaded, sentence))
+        return
+    if not args.out:
+        raise UserError("tokenizer train needs --out: the folder to write")
     if Path(args.out).exists():
         raise UserError(f"{args.out} is there already; choose another --out")
     texts = (document.text for document in corpus.read(args.source, cfg.text, _say))
-    trained = tokenizer.train(texts, cfg.tokenizer, _say, progress=True)
+    trained = tokenizers.train(texts, cfg.tokenizer, _say, progress=True)
     trained.save(Path(args.out))
     _say(f"{args.out}: {trained.vocab_size:,} tokens")
 
 
 def featurize(args: argparse.Namespace) -> None:
-    """Text to blocks of token ids, in Parquet."""
-    from tsuzuri import corpus, features, tokenizer
+    """Text to blocks of token ids, in Parquet.
+
+    With --runner beam, what follows `--` are Apache Beam's own flags:
+    tsuzuri featurize TEXT --tokenizer T --out F --runner beam -- --direct_num_workers=4
+    """
+    from tsuzuri import corpus, features
+    from tsuzuri import tokenizer as tokenizers
 
     cfg = config.replace(Config(), _changes(args))
-    found = features.featurize(
-        lambda: corpus.read(args.source, cfg.text, _say),
-        tokenizer.load(Path(args.tokenizer)),
-        Path(args.out),
-        cfg.sequence_length,
-        cfg.features,
-        cfg.seed,
-        {"sources": args.source, "text": corpus.fingerprint(args.source, cfg.text)},
-        _say,
-        progress=True,
-    )
+    tok = tokenizers.load(args.tokenizer)
+    if args.runner == "beam":
+        found = _beam().featurize(
+            args.source,
+            cfg.text,
+            tok,
+            args.out,
+            cfg.sequence_length,
+            cfg.features,
+            cfg.seed,
+            {"sources": args.source},
+            _say,
+            args.beam_flags,
+        )
+    else:
+        if args.beam_flags:
+            raise UserError(f"{args.beam_flags[0]} is for Beam; give --runner beam as well")
+        found = features.featurize(
+            lambda: corpus.read(args.source, cfg.text, _say),
+            tok,
+            Path(args.out),
+            cfg.sequence_length,
+            cfg.features,
+            cfg.seed,
+            {"sources": args.source, "text": corpus.fingerprint(args.source, cfg.text)},
+            _say,
+            progress=True,
+        )
     for name, split in found["splits"].items():
         _say(f"{name}: {split['documents']:,} documents, {split['tokens']:,} tokens")
 
@@ -170,6 +230,22 @@ def plot(args: argparse.Namespace) -> None:
 
     print(draw_loss(Path(args.run)))
 
+
+_CORPUS = {  # what named corpora take: (type, help)
+    "source": (Path, "a local copy: a folder, archive or file as the publisher has it"),
+    "split": (str, "train, validation, test, or a part of one: train[:98%%]"),
+    "field": (str, "hf: the field that holds the text; wikisplit-pp: complex, ..."),
+    "form": (str, "wikitext: raw or tokenized"),
+    "books": (int, "aozora: take so many works at most"),
+    "orthography": (str, "aozora: modern (新字新仮名 only) or any"),
+    "count": (int, "tales: how many"),
+    "seed": (int, "tales: which"),
+}
+
+_CLEANING = tuple(
+    f"text.{name}"
+    for name in ("normalize", "min_characters", "language", "min_language", "deduplicate")
+)
 
 _SAMPLING = {  # flag: (type, help); their defaults stand in generate.Sampling
     "max_new_tokens": (int, "tokens to write at most (200)"),
@@ -235,6 +311,29 @@ def _start_jax() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def _beam() -> Any:
+    """The Beam runner, quiet but for errors: which are told in one line at the end."""
+    logging.getLogger().setLevel(logging.CRITICAL)
+    try:
+        from tsuzuri.features import beam
+    except ImportError as error:
+        raise UserError(
+            f"--runner beam needs Apache Beam ({error}); pip install 'tsuzuri[beam]'"
+        ) from error
+    return beam
+
+
+def _parted(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
+    """What comes before `--`, and what after."""
+    before = list(arguments)
+    at = before.index("--") if "--" in before else len(before)
+    before, after = before[:at], before[at + 1 :]
+    if (option := "--tokenizer.options") in before[:-1]:  # its value begins with -- as well
+        at = before.index(option)
+        before[at : at + 2] = [f"{option}={before[at + 1]}"]
+    return before, after
+
+
 def _say(message: str) -> None:
     print(message, file=sys.stderr)
 
@@ -273,26 +372,29 @@ def _parser() -> _Parser:
     p.add_argument("--run", default="runs/demo", help="the run folder (runs/demo)")
 
     p = verb("prepare", prepare)
-    p.add_argument("corpus", help="its name: aozora or tales")
-    p.add_argument("--out", required=True, help="the folder to write")
-    p.add_argument("--source", help="a local copy: a folder, zip or tar of the publisher's files")
-    p.add_argument("--books", type=int, help="take so many works at most")
-    p.add_argument(
-        "--orthography", choices=("modern", "any"), help="aozora: 新字新仮名 only, or any"
-    )
-    p.add_argument("--documents", type=int, help="tales: how many")
-    p.add_argument("--seed", type=int, help="tales: which")
+    p.add_argument("corpus", nargs="?", help="its name, or hf:OWNER/NAME[/CONFIG]")
+    p.add_argument("--list", action="store_true", help="what corpora there are")
+    p.add_argument("--out", help="the folder to write")
+    for name, (kind, text) in _CORPUS.items():
+        p.add_argument(f"--{name}", type=kind, help=text)
+    _config_flags(p, *_CLEANING)
 
-    p = verb("tokenizer", train_tokenizer)
-    p.add_argument("action", choices=("train",))
-    _source(p)
-    p.add_argument("--out", required=True, help="the folder to write")
+    p = verb("tokenizer", tokenizer)
+    p.add_argument("action", choices=("train", "compare"))
+    _source(p, more="; or, to compare, tokenizers")
+    p.add_argument("--out", help="train: the folder to write; compare: a picture to draw (.svg)")
+    p.add_argument("--text", help="compare: the text that is encoded")
+    p.add_argument("--sentence", help="compare: the sentence that is shown (the text's first)")
     _config_flags(p, "text.", "tokenizer.")
 
     p = verb("featurize", featurize)
     _source(p)
-    p.add_argument("--tokenizer", required=True, help="the folder of a tokenizer")
+    p.add_argument(
+        "--tokenizer", required=True, help="a tokenizer's folder, file, hub name or name"
+    )
     p.add_argument("--out", required=True, help="the folder to write")
+    p.add_argument("--runner", choices=("local", "beam"), default="local", help="(local)")
+    p.set_defaults(beam_flags=[])
     _config_flags(p, "sequence_length", "seed", "text.", "features.")
 
     p = verb("train", train)

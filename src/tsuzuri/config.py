@@ -22,16 +22,23 @@ class TextConfig:
     encoding: str = "auto"  # utf-8, utf-16, cp932, euc-jp, or auto: only where it is unambiguous
     document_separator: str = ""  # the string that ends a document in a text file, if there is one
     field: str = "text"  # the field of .jsonl and the column of .parquet that hold the text
+    normalize: Literal["none", "NFC", "NFKC"] = "none"  # Unicode normalization of each document
+    min_characters: int = 0  # documents with fewer are dropped
+    language: Literal["any", "ja", "en", "zh", "ko"] = "any"  # whose script the letters should be
+    min_language_share: float = 0.5  # documents are dropped if fewer of their letters are
+    deduplicate: bool = False  # of documents with the very same text only the first is kept
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
     """How text becomes token ids."""
 
-    kind: Literal["bpe", "bytes"] = "bpe"  # byte-level BPE trained on the text, or raw bytes
+    # byte-level BPE, SentencePiece's unigram or BPE, jax-llm's lossy BPE over words, or raw bytes
+    kind: Literal["bpe", "unigram", "sentencepiece-bpe", "whitespace", "bytes"] = "bpe"
     vocab_size: int = 8192  # tokens of a trained tokenizer, special tokens included
     sample_mb: int = 50  # train it on at most this much text, in MB of UTF-8
-    path: str = ""  # use the tokenizer in this folder instead of training one
+    options: str = ""  # SentencePiece's own: "--character_coverage=0.9995 --split_digits=true"
+    path: str = ""  # use this one instead: a folder, tokenizer.json, .model, hf:NAME, gpt2, cl100k
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,11 @@ class FeaturesConfig:
     """How token ids become blocks."""
 
     held_out: float = 0.05  # the share of documents kept for evaluation, chosen by --seed
+    # concat: documents end to end. packed: the same blocks, but attention and positions stay inside
+    # each document. document: each document in blocks of its own, padded.
+    packing: Literal["concat", "packed", "document"] = "concat"
+    stride: int = 0  # document: tokens from one block's start to the next; 0: sequence_length
+    min_length: int = 1  # document: blocks with fewer tokens are dropped, and counted
 
 
 @dataclass(frozen=True)
@@ -214,6 +226,27 @@ def suggestion(word: str, known: Any) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def check_packing(features: FeaturesConfig, sequence_length: int) -> None:
+    """What the numbers of a packing must be.
+
+    Raises:
+      UserError: they contradict each other.
+    """
+    stride, min_length = features.stride, features.min_length
+    if features.packing != "document" and (stride or min_length > 1):
+        raise UserError("features.stride and features.min_length belong to packing document only")
+    if not 0 <= stride <= sequence_length:
+        raise UserError(
+            f"features.stride {stride} must be from 0 to sequence_length {sequence_length}; "
+            "a larger one would lose the tokens between two blocks"
+        )
+    if not 1 <= min_length <= sequence_length + 1:
+        raise UserError(
+            f"features.min_length {min_length} must be from 1 to {sequence_length + 1}, "
+            "the tokens of a block"
+        )
+
+
 def _read(key: str, value: Any, kind: Any) -> Any:
     choices = get_args(kind)
     if choices and value not in choices:
@@ -251,6 +284,9 @@ def _check(c: Config) -> None:
     must(c.sample_every >= 0, "sample_every", "0 (never) or more")
     must(0 < c.learning_rate < math.inf, "learning_rate", "a positive finite number")
     must(0 < c.features.held_out < 0.9, "features.held_out", "a share between 0 and 0.9")
+    check_packing(c.features, c.sequence_length)
+    must(c.text.min_characters >= 0, "text.min_characters", "0 (none is dropped) or more")
+    must(0 <= c.text.min_language_share <= 1, "text.min_language_share", "from 0 to 1")
     must(c.tokenizer.sample_mb >= 1, "tokenizer.sample_mb", "at least 1")
     for key in ("model.num_layers", "model.num_heads", "model.embed_dim"):
         must(flat[key] >= 1, key, "at least 1")

@@ -16,12 +16,17 @@ import numpy as np
 
 from tsuzuri import files
 from tsuzuri.errors import UserError
-from tsuzuri.features import read_features
+from tsuzuri.features import IGNORED, read_features
 from tsuzuri.tokenizer import Tokenizer
 
 _ROUNDS = 6  # of the Feistel network
 _AHEAD = 1 << 14  # about so many rows are permuted at once: numpy's cost is per call
 _CHUNK = 1 << 20  # token ids decoded at once
+_STORED = {  # what is decoded, by packing; positions follow from segments
+    "concat": ("input_ids",),
+    "packed": ("input_ids", "segment_ids"),
+    "document": ("input_ids", "labels"),
+}
 
 
 class Batch(NamedTuple):
@@ -30,24 +35,39 @@ class Batch(NamedTuple):
     Attributes:
       tokens_BL: int32 ids that the model sees.
       targets_BL: int32, the id after each.
-      weights_BL: float32, 0 where the target is padding, else 1.
+      weights_BL: float32, 1 where the target counts; 0 where it is padding, was a target in an
+        earlier block, or begins another document of a packed block.
+      segments_BL: int32, the document of each token in a packed block, from 1; 0 is padding. None
+        where the model may see all that came before.
+      positions_BL: int32, the token's place in its document; None together with segments.
     """
 
-    tokens_BL: np.ndarray
-    targets_BL: np.ndarray
-    weights_BL: np.ndarray
+    tokens_BL: Any
+    targets_BL: Any
+    weights_BL: Any
+    segments_BL: Any = None
+    positions_BL: Any = None
 
 
 class Blocks:
     """The blocks of one split, memory-mapped; a random-access source as Grain takes it.
 
     Attributes:
-      array: [N, L+1], uint16 where the vocabulary allows it, else uint32.
+      array: the ids [N, L+1], uint16 where the vocabulary allows it, else uint32.
       padding: the id that is never a target.
+      labels: bool [N, L+1], whether the id counts as a target; None where all but padding do.
+      segments: uint16 [N, L+1], the document of each id in a packed block; None in the others.
     """
 
-    def __init__(self, array: np.ndarray, padding: int):
+    def __init__(
+        self,
+        array: np.ndarray,
+        padding: int,
+        labels: np.ndarray | None = None,
+        segments: np.ndarray | None = None,
+    ):
         self.array, self.padding = array, padding
+        self.labels, self.segments = labels, segments
 
     @classmethod
     def open(
@@ -72,10 +92,18 @@ class Blocks:
             raise UserError(f"{folder} has nothing in its {split} split; make the features again")
         for file in features["splits"][split]["files"]:
             _verify(folder / file["name"], file["sha256"])
-        decoded = folder / "decoded" / f"{split}.npy"
-        if not _is_sound(decoded, features, say):
-            _decode(folder, features, split, decoded)
-        return cls(np.load(decoded, mmap_mode="r").view(np.ndarray), made_by["padding"])
+        arrays = {}
+        for column in _STORED[features["packing"]]:
+            decoded = folder / "decoded" / f"{split}.{column}.npy"
+            if not _is_sound(decoded, features, say):
+                _decode(folder, features, split, column, decoded)
+            arrays[column] = np.load(decoded, mmap_mode="r").view(np.ndarray)
+        return cls(
+            arrays["input_ids"],
+            made_by["padding"],
+            arrays.get("labels"),
+            arrays.get("segment_ids"),
+        )
 
     def __len__(self) -> int:
         return len(self.array)
@@ -86,8 +114,27 @@ class Blocks:
     def batch(self, rows: np.ndarray) -> Batch:
         """The blocks `rows` [B] as a Batch."""
         ids = self.array[rows].astype(np.int32)
-        targets = ids[:, 1:]
-        return Batch(ids[:, :-1], targets, (targets != self.padding).astype(np.float32))
+        tokens, targets = ids[:, :-1], ids[:, 1:]
+        if self.segments is not None:
+            segments = self.segments[rows].astype(np.int32)
+            counts = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+            return Batch(
+                tokens,
+                targets,
+                counts.astype(np.float32),
+                segments[:, :-1],
+                _positions(segments[:, :-1]),
+            )
+        counts = targets != self.padding if self.labels is None else self.labels[rows][:, 1:]
+        return Batch(tokens, targets, counts.astype(np.float32))
+
+
+def _positions(segments_BL: np.ndarray) -> np.ndarray:
+    """Each token's place in its segment, from 0."""
+    places_1L = np.arange(segments_BL.shape[1], dtype=np.int32)[None, :]
+    begins_BL = np.ones_like(segments_BL, bool)
+    begins_BL[:, 1:] = segments_BL[:, 1:] != segments_BL[:, :-1]
+    return places_1L - np.maximum.accumulate(np.where(begins_BL, places_1L, 0), axis=1)
 
 
 class Batches:
@@ -208,12 +255,14 @@ def _label(features: dict[str, Any], sha256: str) -> dict[str, str]:
     return {"features": features["fingerprint"], "sha256": sha256}
 
 
-def _decode(folder: Path, features: dict[str, Any], split: str, decoded: Path) -> None:
-    """Writes the split's blocks as one .npy, and then its label with the SHA-256."""
+def _decode(folder: Path, features: dict[str, Any], split: str, column: str, decoded: Path) -> None:
+    """Writes one column of the split's blocks as one .npy, and then its label with the SHA-256."""
     import pyarrow as pa
 
     vocab_size = features["tokenizer"]["vocab_size"]
-    dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+    ids = np.uint16 if vocab_size <= 1 << 16 else np.uint32
+    limit = vocab_size if column == "input_ids" else 1 << 16
+    dtype = np.dtype({"input_ids": ids, "labels": np.bool_, "segment_ids": np.uint16}[column])
     width = features["sequence_length"] + 1
     shape = (features["splits"][split]["blocks"], width)
     # Written, not mapped: on a full disk a write is an error, a mapping a crash.
@@ -224,13 +273,16 @@ def _decode(folder: Path, features: dict[str, Any], split: str, decoded: Path) -
         for file in features["splits"][split]["files"]:
             path = folder / file["name"]
             try:
-                for ids in _read(path, width):
-                    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+                for values in _read(path, column, width):
+                    if column == "labels":
+                        values = values != IGNORED
+                    elif values.size and not 0 <= values.min() <= values.max() < limit:
                         raise UserError(
-                            f"{path}: holds a token id outside of 0 to {vocab_size - 1}"
+                            f"{path}: holds {'a token id' if column == 'input_ids' else column} "
+                            f"outside of 0 to {limit - 1}"
                         )
-                    rows += len(ids)
-                    out.write(ids.astype(dtype).tobytes())
+                    rows += len(values)
+                    out.write(values.astype(dtype).tobytes())
             except (pa.ArrowException, OSError) as error:
                 raise UserError(f"{path}: damaged ({error}); make the features again") from error
         if rows != shape[0]:
@@ -238,12 +290,12 @@ def _decode(folder: Path, features: dict[str, Any], split: str, decoded: Path) -
     files.write_json(decoded.with_suffix(".json"), _label(features, files.sha256(decoded)))
 
 
-def _read(path: Path, width: int) -> Iterator[np.ndarray]:
-    """The blocks of a Parquet file, int32 [some, L+1], its page checksums verified."""
+def _read(path: Path, column: str, width: int) -> Iterator[np.ndarray]:
+    """A column of a Parquet file, int32 [some, L+1], its page checksums verified."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        for batch in file.iter_batches(max(1, _CHUNK // width), columns=["input_ids"]):
+        for batch in file.iter_batches(max(1, _CHUNK // width), columns=[column]):
             ids = batch.column(0)
             if ids.null_count or ids.flatten().null_count or len(ids.flatten()) != width * len(ids):
                 raise UserError(

@@ -14,16 +14,17 @@ from tsuzuri.losses import cross_entropy
 from tsuzuri.model import Decoder
 from tsuzuri.sharding import BATCH
 
-# (parameters, tokens_BL, targets_BL, weights_BL) -> (summed loss, summed weights)
-EvalStep = Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+# (parameters, batch) -> (summed loss, summed weights)
+EvalStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
 
 
 def make_eval_step(graphdef: nnx.GraphDef[Decoder]) -> EvalStep:
     """The jitted loss of one batch, dropout off."""
 
     @jax.jit
-    def eval_step(params, tokens_BL, targets_BL, weights_BL):
-        return cross_entropy(nnx.merge(graphdef, params)(tokens_BL), targets_BL, weights_BL)
+    def eval_step(params, b: Batch):
+        logits_BLV = nnx.merge(graphdef, params)(b.tokens_BL, b.segments_BL, b.positions_BL)
+        return cross_entropy(logits_BLV, b.targets_BL, b.weights_BL)
 
     return eval_step
 
@@ -36,7 +37,7 @@ def mean_loss(
     Sums are divided once, at the end, so padding and the size of the batches change nothing.
     """
     rows = NamedSharding(mesh, BATCH)
-    sums = [eval_step(params, *(jax.device_put(part, rows) for part in b)) for b in batches]
+    sums = [eval_step(params, jax.device_put(batch, rows)) for batch in batches]
     tokens = sum(float(weight) for _, weight in sums)
     return math.fsum(float(loss) for loss, _ in sums) / tokens, round(tokens)
 

@@ -99,8 +99,10 @@ class Generator:
             )
         self.cfg, self.params, self.tokenizer = cfg, params, tokenizer
         ids_V = np.arange(cfg.vocab_size)
-        # Never text: padding, and rows of the embedding table that no token has.
-        self._banned_V = (ids_V == tokenizer.padding) | (ids_V >= tokenizer.vocab_size)
+        # Never text: these, and rows of the embedding table that no token has.
+        never = {tokenizer.padding, tokenizer.unknown, tokenizer.begin_of_text}
+        never -= {None, tokenizer.end_of_text}
+        self._banned_V = np.isin(ids_V, list(never)) | (ids_V >= tokenizer.vocab_size)
 
     def generate(
         self,
@@ -127,7 +129,7 @@ class Generator:
         texts = [_Text(prompt, self.tokenizer, sampling.stop) for prompt in prompts]
         seen_BV = np.zeros((len(texts), self.cfg.vocab_size), bool)
         for i, text in enumerate(texts):
-            seen_BV[i, text.window[1:]] = True  # all but the end of text that stands before it
+            seen_BV[i, text.window[1:]] = True  # all but what stands before it
             if say and len(text.window) > context:
                 say(
                     f"prompt {i + 1} is {len(text.window)} tokens long; the model sees its last "
@@ -211,8 +213,7 @@ class _Text:
 
     def __init__(self, prompt: str, tokenizer: Tokenizer, stop: tuple[str, ...]):
         self.prompt, self.tokenizer, self.stop = prompt, tokenizer, stop
-        # In training every text came after the end of another.
-        self.window = [tokenizer.end_of_text, *tokenizer.encode(prompt)]
+        self.window = [tokenizer.begin_of_text, *tokenizer.encode(prompt)]
         self.ids: list[int] = []
         self.finish: Literal["stop", "length", "end_of_text"] | None = None
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

@@ -1,5 +1,6 @@
 """A trained model as one object: tokenizer, parameters, generation, logits."""
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from tsuzuri import checkpoint, corpus, evaluate, features, run_folder, tokenize
 from tsuzuri.config import Config, FeaturesConfig, TextConfig
 from tsuzuri.data import Blocks
 from tsuzuri.errors import UserError
+from tsuzuri.files import read_json
 from tsuzuri.generate import Completion, Generator, Sampling
 from tsuzuri.model import Decoder
 from tsuzuri.sharding import one_device, shardings
@@ -108,12 +110,16 @@ class LanguageModel:
         """
         if sources:
             split = "train"  # with nothing held out, that is all of it
+            trained_on = read_json(self.run / "features.json")  # blocks as the model knows them
+            packing = FeaturesConfig(held_out=0.0, packing=trained_on["packing"])
+            if packing.packing == "document":
+                packing = dataclasses.replace(packing, stride=trained_on["stride"])
             features.featurize(
                 lambda: corpus.read(sources, text, self._say),
                 self.tokenizer,
                 folder,
                 self.config.sequence_length,
-                FeaturesConfig(held_out=0.0),
+                packing,
                 self.config.seed,
                 {"sources": list(sources)},
                 self._say,

@@ -52,9 +52,15 @@ class Decoder(nnx.Module):
         if not cfg.tied_head:
             self.head = _linear(cfg, cfg.embed_dim, cfg.vocab_size, cfg.head_bias, rngs)
 
-    def __call__(self, tokens_BT: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Logits of the token after each, float32 [B, T, V]; dropout only where a key is given."""
-        x_BTD, _ = self.hidden(tokens_BT, dropout_key=dropout_key)
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        segments_BT: jax.Array | None = None,
+        positions_BT: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Logits of the token after each, float32 [B, T, V]; see `hidden` for what is given."""
+        x_BTD, _ = self.hidden(tokens_BT, positions_BT, None, dropout_key, segments_BT)
         return self.logits(x_BTD)
 
     def hidden(
@@ -63,6 +69,7 @@ class Decoder(nnx.Module):
         positions_BT: jax.Array | None = None,
         cache: KVCache | None = None,
         dropout_key: jax.Array | None = None,
+        segments_BT: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """The residual stream before the head [B, T, D], and the cache with these tokens in it.
 
@@ -72,6 +79,8 @@ class Decoder(nnx.Module):
             0, 1, 2 ... T-1.
           cache: what came before, from `empty_cache` or an earlier call; none when training.
           dropout_key: none switches dropout off.
+          segments_BT: the document of each token: a token sees those of its own document only.
+            None where a row is one text. Not together with a cache.
         """
         cfg = self.cfg
         if positions_BT is None:
@@ -90,7 +99,7 @@ class Decoder(nnx.Module):
         layers: list[tuple[jax.Array, jax.Array] | None] = []
         for i, block in enumerate(self.blocks):
             layer = None if cache is None else (cache.keys[i], cache.values[i])
-            x_BTD, layer = block(x_BTD, positions_BT, layer, keys[i + 1])
+            x_BTD, layer = block(x_BTD, positions_BT, segments_BT, layer, keys[i + 1])
             layers.append(layer)
         if cfg.final_norm:
             x_BTD = self.final_norm(x_BTD)
@@ -146,15 +155,16 @@ class Block(nnx.Module):
         self.mlp_norm = _norm(cfg, cfg.embed_dim, rngs)
         self.mlp = MLP(cfg, rngs=rngs)
 
-    def __call__(self, x_BTD, positions_BT, layer, key):
+    def __call__(self, x_BTD, positions_BT, segments_BT, layer, key):
         rate = self.cfg.dropout
         key_1, key_2 = (None, None) if key is None else jax.random.split(key)
         if self.cfg.norm_place == "pre":
-            y_BTD, layer = self.attention(self.attention_norm(x_BTD), positions_BT, layer)
+            y_BTD = self.attention_norm(x_BTD)
+            y_BTD, layer = self.attention(y_BTD, positions_BT, segments_BT, layer)
             x_BTD += dropout(y_BTD, rate, key_1)
             x_BTD += dropout(self.mlp(self.mlp_norm(x_BTD)), rate, key_2)
         else:
-            y_BTD, layer = self.attention(x_BTD, positions_BT, layer)
+            y_BTD, layer = self.attention(x_BTD, positions_BT, segments_BT, layer)
             x_BTD = self.attention_norm(x_BTD + dropout(y_BTD, rate, key_1))
             x_BTD = self.mlp_norm(x_BTD + dropout(self.mlp(x_BTD), rate, key_2))
         return x_BTD, layer
@@ -175,7 +185,7 @@ class Attention(nnx.Module):
             self.query_norm = _norm(cfg, cfg.head_dim, rngs, kind="rmsnorm")
             self.key_norm = _norm(cfg, cfg.head_dim, rngs, kind="rmsnorm")
 
-    def __call__(self, x_BTD, positions_BT, layer):
+    def __call__(self, x_BTD, positions_BT, segments_BT, layer):
         cfg = self.cfg
         B, T, _ = x_BTD.shape
         G, K = cfg.num_kv_heads, cfg.head_dim
@@ -190,7 +200,7 @@ class Attention(nnx.Module):
         q_BGRTK = q_BHTK.reshape(B, G, -1, T, K)
 
         if layer is None:
-            o_BGRTK = causal_attention(q_BGRTK, k_BGTK, v_BGTK)
+            o_BGRTK = causal_attention(q_BGRTK, k_BGTK, v_BGTK, segments_BT)
         else:
             layer = keys_BGSK, values_BGSK = (
                 _write(layer[0], k_BGTK, positions_BT),
@@ -240,8 +250,8 @@ def attend(q_BGRTK, k_BGSK, v_BGSK, seen_BGRTS):
     return out_BGRTK / jnp.sum(weights, axis=-1, keepdims=True).astype(v_BGSK.dtype)
 
 
-def causal_attention(q_BGRTK, k_BGTK, v_BGTK):
-    """Each token attends to itself and to what came before it. [B, G, R, T, K]"""
+def causal_attention(q_BGRTK, k_BGTK, v_BGTK, segments_BT=None):
+    """Each token attends to itself and what came before it in its segment. [B, G, R, T, K]"""
     T = q_BGRTK.shape[3]
     blocks = _QUERY_BLOCKS if T % _QUERY_BLOCKS == 0 and T >= 128 else 1
     step = T // blocks
@@ -249,8 +259,11 @@ def causal_attention(q_BGRTK, k_BGTK, v_BGTK):
     for start in range(0, T, step):
         end = start + step
         seen_TS = jnp.arange(end)[None, :] <= jnp.arange(start, end)[:, None]
+        seen_BTS = seen_TS[None]
+        if segments_BT is not None:
+            seen_BTS &= segments_BT[:, start:end, None] == segments_BT[:, None, :end]
         q = q_BGRTK[:, :, :, start:end]
-        out.append(attend(q, k_BGTK[:, :, :end], v_BGTK[:, :, :end], seen_TS[None, None, None]))
+        out.append(attend(q, k_BGTK[:, :, :end], v_BGTK[:, :, :end], seen_BTS[:, None, None]))
     return jnp.concatenate(out, axis=3)
 
 

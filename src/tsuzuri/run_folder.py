@@ -149,8 +149,8 @@ def draw_loss(run: Path) -> Path:
 def _from_text(sources: Sequence[str], cfg: Config, run: Path, say: Say, progress: bool) -> None:
     """The two stages from text to features, each done only where its inputs have changed."""
     text = corpus.fingerprint(sources, cfg.text)
-    tokenizer_inputs = _digest(text, cfg.tokenizer, cfg.features, cfg.seed)
-    feature_inputs = _digest(tokenizer_inputs, cfg.sequence_length)
+    tokenizer_inputs = _digest(text, cfg.tokenizer, cfg.features.held_out, cfg.seed)
+    feature_inputs = _digest(tokenizer_inputs, cfg.features, cfg.sequence_length)
     begun = steps(run / "checkpoints")
 
     def documents():
@@ -164,7 +164,7 @@ def _from_text(sources: Sequence[str], cfg: Config, run: Path, say: Say, progres
                 "give that one, or nothing to go on with it, or another --run"
             )
         if cfg.tokenizer.path:
-            tok = tokenizer.load(Path(cfg.tokenizer.path))
+            tok = tokenizer.load(cfg.tokenizer.path)
         else:
             say("training the tokenizer")
             pieces = features.training_texts(documents, cfg.features, cfg.seed)
@@ -185,5 +185,5 @@ def _from_text(sources: Sequence[str], cfg: Config, run: Path, say: Say, progres
 
 
 def _digest(*inputs: Any) -> str:
-    plain = [i if isinstance(i, str | int) else dataclasses.asdict(i) for i in inputs]
+    plain = [i if isinstance(i, str | int | float) else dataclasses.asdict(i) for i in inputs]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

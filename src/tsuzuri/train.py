@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from tsuzuri import checkpoint, evaluate, run_folder
 from tsuzuri.config import Config, ModelConfig
-from tsuzuri.data import Batches, Blocks, in_order
+from tsuzuri.data import Batch, Batches, Blocks, in_order
 from tsuzuri.errors import RunError, UserError
 from tsuzuri.files import locked, remove
 from tsuzuri.generate import Generator, Sampling
@@ -164,7 +164,7 @@ def make_training(
     Returns:
       graphdef: `nnx.merge(graphdef, params)` is the Decoder.
       init: key -> TrainState, made on the devices as the mesh splits it; no host holds it whole.
-      train_steps: (TrainState, (tokens, targets, weights) of N steps, each [N, B, L]) ->
+      train_steps: (TrainState, a Batch of N steps, each array [N, B, L]) ->
         (TrainState, {name: [N]}); the given state's memory is reused. A step whose loss or gradient
         is not finite leaves parameters and optimizer as they were, and says so by `sound`.
     """
@@ -178,13 +178,13 @@ def make_training(
 
     split = shardings(mesh, jax.eval_shape(init, jax.random.key(0)))
 
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        tokens_BL, targets_BL, weights_BL = batch
+    def train_step(state: TrainState, b: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(cfg.seed), state.step)
 
         def loss_of(params: Any) -> jax.Array:
-            logits_BLV = nnx.merge(graphdef, params)(tokens_BL, key)
-            total, weight = cross_entropy(logits_BLV, targets_BL, weights_BL)
+            model = nnx.merge(graphdef, params)
+            logits_BLV = model(b.tokens_BL, b.segments_BL, b.positions_BL, key)
+            total, weight = cross_entropy(logits_BLV, b.targets_BL, b.weights_BL)
             return total / weight
 
         loss, gradient = jax.value_and_grad(loss_of)(state.params)
@@ -201,18 +201,18 @@ def make_training(
         }
         return TrainState(state.step + 1, *new), metrics
 
-    def train_steps(state: TrainState, batches: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         return jax.lax.scan(train_step, state, batches)
 
     jitted = jax.jit(train_steps, donate_argnums=0, out_shardings=(split, None))
     return graphdef, jax.jit(init, out_shardings=split), jitted
 
 
-def stack(batches: Batches, first: int, last: int, mesh: Mesh) -> list[jax.Array]:
-    """The batches of steps first to last - 1, on devices: tokens, targets, weights [N, B, L]."""
+def stack(batches: Batches, first: int, last: int, mesh: Mesh) -> Batch:
+    """The batches of steps first to last - 1 as one, on devices: each array [N, B, L]."""
     rows = NamedSharding(mesh, P(None, *BATCH))
-    parts = zip(*(batches.batch(step) for step in range(first, last)), strict=True)
-    return [jax.device_put(np.stack(part), rows) for part in parts]
+    steps = [batches.batch(step) for step in range(first, last)]
+    return jax.device_put(jax.tree.map(lambda *parts: np.stack(parts), *steps), rows)
 
 
 def its_time(step: int, *cadences: int) -> bool:

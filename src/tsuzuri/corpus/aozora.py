@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from tsuzuri.corpus import containers
+from tsuzuri.corpus import containers, hub
 from tsuzuri.corpus.document import Document
 from tsuzuri.corpus.gaiji import GETA, compose_accents, resolve
 from tsuzuri.corpus.text_files import pieces
@@ -58,6 +58,8 @@ def documents(
     """
     if books is not None and books < 1:
         raise UserError(f"--books {books}: must be at least 1")
+    if orthography not in ("modern", "any"):
+        raise UserError(f"--orthography {orthography}: it must be modern or any")
     kept = other = unresolved = 0
     for work in _from_hub() if source is None else _from_files(source, say):
         if orthography == "modern" and work.metadata.get("orthography") != MODERN:
@@ -186,20 +188,11 @@ def _from_hub() -> Iterator[Document]:
         "bring the site's files by --source: a folder, zip or tar of "
         "https://github.com/aozorabunko/aozorabunko, or that dataset's .jsonl.gz"
     )
-    try:
-        import datasets  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise UserError(
-            f"{HUB} is fetched by the package datasets, which is not here; "
-            f"pip install 'tsuzuri[hub]', or {bring}"
-        ) from None
-    try:
-        rows = datasets.load_dataset(HUB, split="train", streaming=True)
-        for row in rows:
+    for row in hub.rows(HUB, None, "train", bring=bring):
+        try:
             yield _from_row(row)
-    except Exception as error:  # the hub's client raises of many kinds
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{HUB} cannot be fetched ({reason}); {bring}") from error
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{HUB}: its rows have changed ({error}); {bring}") from error
 
 
 def _from_lines(file: containers.File) -> Iterator[Document]:

@@ -45,7 +45,16 @@ def walk(source: Path) -> Iterator[File]:
     """
     for path in paths(source):
         with readable(path), path.open("rb") as stream:
-            yield from _unpack(str(path), path.name, stream)
+            yield from unpack(str(path), stream)
+
+
+def unpack(name: str, stream: IO[bytes]) -> Iterator[File]:
+    """Yields the plain files in an open file: itself, decompressed, or what the archive holds.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    return _unpack(name, PurePosixPath(name).name, stream)
 
 
 def paths(source: Path) -> list[Path]:

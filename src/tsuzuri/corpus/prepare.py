@@ -119,7 +119,8 @@ def _write(rows: Iterator[tuple[int, dict]], folder: Path) -> None:
             while group:
                 writer.write_table(pa.Table.from_pylist(group, schema))
                 written += _GROUP
-                group = _take(rows, _GROUP) if written < _FILE else []
+                # A file ends where a document does, so that each can be read by itself.
+                group = _take(rows, _GROUP) if written < _FILE or group[-1]["continues"] else []
 
 
 def _take(rows: Iterator[tuple[int, dict]], limit: int) -> list[dict]:

@@ -5,16 +5,17 @@ whole but a piece, so files of any size pass through in bounded memory.
 """
 
 import hashlib
-import itertools
 import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NamedTuple
 
 from tsuzuri.config import TextConfig
-from tsuzuri.corpus import containers
+from tsuzuri.corpus import containers, records
+from tsuzuri.corpus.cleaning import clean
 from tsuzuri.corpus.document import Document
 from tsuzuri.corpus.encodings import decode
 from tsuzuri.errors import UserError
@@ -22,14 +23,13 @@ from tsuzuri.files import read_json, sha256
 
 PIECE = 1_000_000  # characters: a longer document comes in pieces of at most so many
 MANIFEST = "corpus.json"  # what makes a folder a prepared corpus; prepare.py writes it
-
-_LINE = 64 << 20  # bytes of the longest line of .jsonl
+_AGAIN = "prepare the corpus again, into another folder"
 
 
 def read(
     sources: Sequence[str | Path], text: TextConfig, say: Callable[[str], None]
 ) -> Iterator[Document]:
-    """Yields the documents of files, folders and archives, in the order given.
+    """Yields the documents of files, folders and archives, in the order given, cleaned as asked.
 
     - A text file, whatever its name, is one document; or several, where `text.document_separator`
       ends each. The separator is dropped, and one newline right after it. The text is otherwise as
@@ -44,14 +44,29 @@ def read(
     Raises:
       UserError: a file is absent, unreadable, damaged, empty, binary, or not in the encoding it
         should be in; the message names the file and the byte or the line.
+      RunError: see `cleaning.clean`.
     """
+    return clean(_read(sources, text, say), text, say)
+
+
+def _read(
+    sources: Sequence[str | Path], text: TextConfig, say: Callable[[str], None]
+) -> Iterator[Document]:
     if not sources:
         raise UserError("no text given; name a file, a folder or an archive")
+    told = set()
+
+    def say_once(name: str, what: str) -> None:
+        if what not in told:  # a folder of ten thousand files says it for the first of them
+            told.add(what)
+            say(f"{name}: {what}")
+
     for source in map(Path, sources):
         empty = True
-        for document in _source(source, text, say):
-            empty = False
-            yield document
+        for shard in shards(source):
+            for document in read_shard(shard, text, say_once):
+                empty = False
+                yield document
         if empty:
             raise UserError(f"{source}: empty; there is not one character of text in it")
 
@@ -85,27 +100,84 @@ def fingerprint(sources: Sequence[str | Path], text: TextConfig) -> str:
     return total.hexdigest()
 
 
-def _source(source: Path, text: TextConfig, say: Callable[[str], None]) -> Iterator[Document]:
-    if (source / MANIFEST).is_file():
-        yield from _prepared(source)
-        return
-    told = set()
+class Shard(NamedTuple):
+    """A file on disk that can be read without the others of its source."""
 
-    def say_once(name: str, what: str) -> None:
-        if what not in told:  # a folder of ten thousand files says it for the first of them
-            told.add(what)
-            say(f"{name}: {what}")
+    path: str
+    sha256: str = ""  # of a file of a prepared corpus, as its manifest says
 
-    for file in containers.walk(source):
-        with containers.readable(file.name):
-            match file.suffix:
-                case ".jsonl":
-                    yield from _jsonl(file, text.field)
-                case ".parquet":
-                    yield from _parquet(file.name, file.stream, text.field)
-                case _:
-                    chunks = decode(file, text.encoding, say_once)
-                    yield from _documents(chunks, text.document_separator)
+
+def shards(source: Path) -> list[Shard]:
+    """The files that a source is made of, in the order in which `read` reads them.
+
+    Raises:
+      UserError: the source is absent or empty; a file of a prepared corpus is not there or not
+        whole.
+    """
+    if not (source / MANIFEST).is_file():
+        return [Shard(str(path)) for path in containers.paths(source)]
+    found = prepared(source, read_json(source / MANIFEST))
+    for shard, size in found:
+        if not Path(shard.path).is_file():
+            raise UserError(f"{shard.path}: missing, though {MANIFEST} names it; {_AGAIN}")
+        if Path(shard.path).stat().st_size != size:
+            raise UserError(
+                f"{shard.path}: cut short or changed; it has {Path(shard.path).stat().st_size} "
+                f"bytes, where {MANIFEST} says {size}; {_AGAIN}"
+            )
+    return [shard for shard, _ in found]
+
+
+def prepared(folder: str | Path, manifest: Any) -> list[tuple[Shard, int]]:
+    """The files of a prepared corpus as its manifest names them, each with its size in bytes.
+
+    Raises:
+      UserError: it is no such manifest.
+    """
+    try:
+        return [
+            (Shard(f"{folder}/{entry['name']}", entry["sha256"]), entry["bytes"])
+            for entry in manifest["files"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}/{MANIFEST}: not the manifest of a prepared corpus; {_AGAIN}"
+        ) from error
+
+
+def read_shard(
+    shard: Shard,
+    text: TextConfig,
+    say: Callable[[str, str], None],
+    opened: Callable[[str], Any] = partial(open, mode="rb"),  # noqa: B008 (it is never changed)
+) -> Iterator[Document]:
+    """Yields the documents of one file, as they are.
+
+    Args:
+      say: hears a file's name and what was found out about it.
+      opened: opens a path, for files that lie elsewhere than on this disk.
+
+    Raises:
+      UserError, RunError: as `read`.
+    """
+    with containers.readable(shard.path):
+        if shard.sha256:
+            with opened(shard.path) as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != shard.sha256:
+                    raise UserError(
+                        f"{shard.path}: damaged; its SHA-256 is not that of {MANIFEST}; {_AGAIN}"
+                    )
+        with opened(shard.path) as stream:
+            for file in containers.unpack(shard.path, stream):
+                with containers.readable(file.name):
+                    match file.suffix:
+                        case ".jsonl":
+                            yield from _jsonl(file, text.field)
+                        case ".parquet":
+                            yield from _parquet(file.name, file.stream, text.field)
+                        case _:
+                            chunks = decode(file, text.encoding, say)
+                            yield from _documents(chunks, text.document_separator)
 
 
 def _documents(chunks: Iterable[str], separator: str) -> Iterator[Document]:
@@ -144,92 +216,20 @@ def _cut(text: str, start: int) -> int:
 
 
 def _jsonl(file: containers.File, field: str) -> Iterator[Document]:
-    for number in itertools.count(1):
-        line, where = file.stream.readline(_LINE + 1), f"{file.name}:{number}"
-        if not line:
-            return
-        if len(line) > _LINE:
-            raise UserError(f"{where}: longer than {_LINE >> 20} MB; .jsonl is one object a line")
-        if line.isspace():
-            continue
-        try:
-            record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not a line of JSON in UTF-8 ({error})") from error
-        if not isinstance(record, dict):
-            raise UserError(f'{where}: not a JSON object; a line is such as {{"{field}": "…"}}')
-        strings = {key: value for key, value in record.items() if isinstance(value, str)}
-        if field not in strings:
-            raise UserError(f"{where}: {_lacks('field', field, record, strings)}")
-        for key, value in strings.items():
-            _check(value, f"{where}, field {key!r}")
-        yield from pieces(strings.pop(field), strings)
+    for where, row in records.jsonl(file):
+        yield from pieces(*records.text_of(where, row, field))
 
 
 def _parquet(name: str, stream: IO[bytes], column: str) -> Iterator[Document]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with containers.seekable(stream) as content:
-            file = pq.ParquetFile(content, page_checksum_verification=True, buffer_size=1 << 20)
-            schema = file.schema_arrow
-            text = re.compile(r"(dictionary<values=)?(large_)?string")
-            strings = [field.name for field in schema if text.match(str(field.type))]
-            if column not in strings:
-                raise UserError(f"{name}: {_lacks('column', column, schema.names, strings)}")
-            ours = (schema.metadata or {}).get(b"tsuzuri") == b"corpus 1"
-            columns = schema.names if ours else [column]
-            batches = file.iter_batches(batch_size=16, columns=columns, use_threads=False)
-            records = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
-            for row, record in enumerate(records, 1):
-                if ours:
-                    yield Document(**record | {"metadata": json.loads(record["metadata"])})
-                elif record[column]:
-                    _check(record[column], f"{name}, row {row}")
-                    yield from pieces(record[column])
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{name}: damaged, or not Parquet ({reason}); make it anew") from error
-
-
-def _lacks(kind: str, wanted: str, names: Iterable[str], strings: Iterable[str]) -> str:
-    what = "holds no string" if wanted in names else "is not there"
-    return (
-        f"the {kind} {wanted!r} {what}; "
-        f"give --field, one of those that do: {', '.join(strings) or 'there is none'}"
-    )
-
-
-def _check(value: str, where: str) -> None:
-    """Refuses what strings can hold and text cannot."""
-    if "\0" in value:
-        raise UserError(f"{where}: a NUL at character {value.index(chr(0))}; it is no text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: half of a surrogate pair at character {error.start}; mend or drop the line"
-        ) from error
-
-
-def _prepared(folder: Path) -> Iterator[Document]:
-    manifest, again = folder / MANIFEST, "prepare the corpus again, into another folder"
-    try:
-        entries = [
-            (folder / e["name"], e["bytes"], e["sha256"]) for e in read_json(manifest)["files"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{manifest}: not the manifest of a prepared corpus; {again}") from error
-    for path, size, digest in entries:
-        if not path.is_file():
-            raise UserError(f"{path}: missing, though {MANIFEST} names it; {again}")
-        if path.stat().st_size != size:
-            raise UserError(
-                f"{path}: cut short or changed; it has {path.stat().st_size} bytes, "
-                f"where {MANIFEST} says {size}; {again}"
-            )
-        with containers.readable(path), path.open("rb") as stream:
-            if sha256(path) != digest:
-                raise UserError(f"{path}: damaged; its SHA-256 is not that of {MANIFEST}; {again}")
-            yield from _parquet(str(path), stream, "text")
+    with records.open_parquet(name, stream) as table:
+        schema, strings = table.schema_arrow, records.strings(table)
+        if column not in strings:
+            raise UserError(f"{name}: {records.lacks('column', column, schema.names, strings)}")
+        if (schema.metadata or {}).get(b"tsuzuri") == b"corpus 1":  # prepare.py wrote it
+            for row in records.parquet(table, schema.names):
+                yield Document(**row | {"metadata": json.loads(row["metadata"])})
+            return
+        for number, row in enumerate(records.parquet(table, [column]), 1):
+            if row[column]:
+                records.check(row[column], f"{name}, row {number}")
+                yield from pieces(row[column])

@@ -73,11 +73,13 @@ def _alternatives() -> dict[str, list[dict[str, Template]]]:
 GRAMMAR = _alternatives()
 
 
-def documents(seed: int = 0, count: int | None = None) -> Iterator[Document]:
+def documents(
+    seed: int = 0, count: int | None = None, *, say: Callable[[str], None] | None = None
+) -> Iterator[Document]:
     """Tells tale 0, 1, 2, ...; without end if `count` is None.
 
     Tale i is a pure function of (seed, i), the same on every machine. Its `entropy_bits` is exactly
-    -log2 of the probability of its text.
+    -log2 of the probability of its text. `say`, which every corpus is given, has nothing to hear.
     """
     for i in integers() if count is None else range(count):
         # Of all of `random`, Python promises the same numbers for ever only for random().
