@@ -4,8 +4,11 @@ BIN := .venv/bin
 # Made again only when the project's needs have changed.
 SETUP := .venv/setup-done
 PEERS := .venv/peers-done
+BEAM := .venv/beam-done
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+  --constraint constraints.txt --editable
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test test-beam check bench clean
 
 setup: $(SETUP)
 
@@ -13,8 +16,7 @@ $(SETUP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "tsuzuri needs Python 3.11 or newer; give one: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) '.[dev]'
 	@touch $@
 
 # Text to a model on the embedded corpus, with a plot and tales at the end.
@@ -23,6 +25,14 @@ demo: $(SETUP)
 
 test: $(SETUP)
 	$(BIN)/python -m pytest
+
+# Apache Beam is large, so its tests are a suite of their own.
+test-beam: $(BEAM)
+	$(BIN)/python -m pytest tests/test_beam.py
+
+$(BEAM): $(SETUP)
+	$(INSTALL) '.[dev,beam]'
+	@touch $@
 
 check: $(SETUP)
 	$(BIN)/ruff format --check .
@@ -35,8 +45,7 @@ bench: $(PEERS)
 	for file in benchmarks/[a-z]*.py; do echo; $(BIN)/python $$file || exit 1; done
 
 $(PEERS): $(SETUP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable '.[dev,peers]'
+	$(INSTALL) '.[dev,peers,beam]'
 	@touch $@
 
 clean:
