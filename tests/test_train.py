@@ -1,5 +1,6 @@
 """The loop: it learns, it resumes to the bit, it survives kills, damage and bad batches."""
 
+import contextlib
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import tsuzuri
-from tsuzuri import checkpoint
+from tsuzuri import checkpoint, run_folder
 from tsuzuri.config import Config, replace
 from tsuzuri.data import Batch, Blocks, in_order
 from tsuzuri.errors import RunError, UserError
@@ -24,7 +25,7 @@ from tsuzuri.files import locked
 from tsuzuri.presets import preset
 from tsuzuri.sharding import one_device
 from tsuzuri.track import read_jsonl
-from tsuzuri.train import Stopped, make_training, stop_signals, train
+from tsuzuri.train import Stopped, StopSignals, make_training, train
 
 TINY = {
     "tokenizer.kind": "bytes",
@@ -90,6 +91,28 @@ def test_resumed_equals_undisturbed_to_the_bit(finished, tmp_path):
     assert [m.get("loss") for m in lines] == [m.get("loss") for m in before]
 
 
+def test_a_run_begins_with_anothers_parameters(finished, tmp_path, text):
+    """Continued pretraining, and a run of parameters that were trained elsewhere."""
+    lm = tsuzuri.load(finished[0])
+    run_folder.create(tmp_path / "imported", lm.config, lm.tokenizer, lm.params)
+    imported = tsuzuri.load(tmp_path / "imported")
+    assert imported.step == 0 and (imported.logits([5, 6]) == lm.logits([5, 6])).all()
+    assert imported.evaluate([text], lm.config.text, tmp_path / "f")["loss"] > 0
+    other = {"init_from": str(tmp_path / "imported"), "model.dropout": 0.0, "learning_rate": 1e-9}
+    cfg = preset("llama", **TINY | other | {"steps": 2, "seed": 5})
+    train(cfg, tmp_path / "on", [text], progress=False)
+    for a, b in zip(
+        *(jax.tree.leaves(m.params) for m in (lm, tsuzuri.load(tmp_path / "on"))), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    with pytest.raises(UserError, match=r"another model \(model.embed_dim 16, not 32, "):
+        train(replace(cfg, {"model.embed_dim": 32}), tmp_path / "c", [text], progress=False)
+    with pytest.raises(UserError, match="--run NEW --init-from"):
+        train(lm.config, tmp_path / "imported", [text], progress=False)
+    with pytest.raises(UserError, match="is there already"):
+        run_folder.create(tmp_path / "imported", lm.config, lm.tokenizer, lm.params)
+
+
 @pytest.mark.parametrize(
     "packing", [{"features.packing": "packed"}, {"features.packing": "document"}]
 )
@@ -145,14 +168,29 @@ def test_kills_at_any_moment_change_nothing(finished, tmp_path, text):
 
 
 def test_the_first_signal_asks_the_second_stops():
-    with stop_signals() as asked:
-        assert not asked()
+    with StopSignals() as stop:
+        stop.patient = True
         os.kill(os.getpid(), signal.SIGTERM)
-        assert asked()
+        assert stop.asked
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_an_interrupt_that_a_library_swallows_still_stops_the_run(tmp_path, text, monkeypatch):
+    """Some catch whatever comes while they are imported, or while their Rust calls Python."""
+
+    def swallows(*arguments):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        return decided(*arguments)
+
+    decided = Blocks.open
+    monkeypatch.setattr(Blocks, "open", swallows)
+    with pytest.raises(Stopped, match="saved at step 0"):
+        train(preset("llama", **TINY), tmp_path, [text], progress=False)
 
 
 def test_a_stop_saves_and_says_so(tmp_path, text, monkeypatch):

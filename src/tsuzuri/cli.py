@@ -194,6 +194,13 @@ def train(args: argparse.Namespace) -> None:
         from tsuzuri.run_folder import read_config
 
         base = read_config(run)
+    elif "init_from" in changes:
+        from tsuzuri.run_folder import read_config
+
+        if changed := changes.keys() & {"preset", "size"}:
+            raise UserError(f"--init-from has the model of that run; leave out --{min(changed)}")
+        base = read_config(Path(changes["init_from"]))
+        changes |= {"tokenizer.path": str(Path(changes["init_from"]) / "tokenizer")}
     else:
         base = presets.preset(changes.get("preset", "llama"), changes.get("size", "tiny"))
     _train(config.replace(base, changes), run, args.source)

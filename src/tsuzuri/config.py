@@ -135,6 +135,7 @@ class Config:
     sample_every: int = 500  # steps between samples; 0: none
     log_every: int = 10  # steps between lines of metrics.jsonl
     steps_per_call: int = 10  # steps scanned in one call of the device, where the cadences allow
+    init_from: str = ""  # begin with the parameters and the tokenizer of this run
     text: TextConfig = field(default_factory=TextConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)

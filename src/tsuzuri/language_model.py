@@ -110,10 +110,12 @@ class LanguageModel:
         """
         if sources:
             split = "train"  # with nothing held out, that is all of it
-            trained_on = read_json(self.run / "features.json")  # blocks as the model knows them
-            packing = FeaturesConfig(held_out=0.0, packing=trained_on["packing"])
-            if packing.packing == "document":
-                packing = dataclasses.replace(packing, stride=trained_on["stride"])
+            packing = FeaturesConfig(held_out=0.0)
+            if (recorded := self.run / "features.json").exists():  # blocks as the model knows them
+                trained_on = read_json(recorded)
+                packing = dataclasses.replace(packing, packing=trained_on["packing"])
+                if packing.packing == "document":
+                    packing = dataclasses.replace(packing, stride=trained_on["stride"])
             features.featurize(
                 lambda: corpus.read(sources, text, self._say),
                 self.tokenizer,

@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tsuzuri import corpus, features, tokenizer
-from tsuzuri.checkpoint import steps
+from tsuzuri.checkpoint import restore, save, steps
 from tsuzuri.config import Config, ModelConfig, differences, flatten, from_json, replace
 from tsuzuri.errors import UserError
-from tsuzuri.files import read_json, remove, write_json
+from tsuzuri.files import read_json, remove, write_beside, write_json
 from tsuzuri.plots import loss_plot
 from tsuzuri.tokenizer import Tokenizer
 from tsuzuri.track import read_jsonl
@@ -58,6 +60,52 @@ def write_config(run: Path, cfg: Config, say: Say) -> None:
     write_json(run / "config.json", flatten(cfg))
 
 
+def create(run: Path, cfg: Config, tokenizer: Tokenizer, params: Any) -> None:
+    """Makes a run folder of parameters that were trained elsewhere, as step 0.
+
+    Args:
+      params: as the Decoder of `cfg` has them.
+
+    Raises:
+      UserError: there is something at `run` already.
+      RunError: it cannot be written.
+    """
+    if run.exists():
+        raise UserError(f"{run} is there already; choose another --run")
+    with write_beside(run) as beside:
+        beside.mkdir()
+        write_json(beside / "config.json", flatten(cfg))
+        tokenizer.save(beside / "tokenizer")
+        belongs_to = identity(tokenizer, cfg.resolved_model(tokenizer.vocab_size))
+        state = {"step": np.int32(0), "params": params}
+        save(beside / "checkpoints", 0, state, belongs_to, keep=1)
+
+
+def initial_parameters(init_from: Path, tokenizer: Tokenizer, cfg: ModelConfig, target: Any) -> Any:
+    """The parameters of another run's newest checkpoint, for a run to begin with.
+
+    Args:
+      target: the parameters as jax.ShapeDtypeStruct with shardings.
+
+    Raises:
+      UserError: there is no such run, or its tokenizer or the shape of its model is another.
+      RunError: it holds no sound checkpoint.
+    """
+    theirs = read_config(init_from).resolved_model(tokenizer.vocab_size)
+    free = {"dropout", "dtype", "init"}  # what no parameter's shape or meaning depends on
+    if cfg.positions != "learned":
+        free.add("context_length")
+    ours, other = dataclasses.asdict(cfg), dataclasses.asdict(theirs)
+    if differing := [key for key in ours if key not in free and ours[key] != other[key]]:
+        listed = ", ".join(f"model.{key} {other[key]!r}, not {ours[key]!r}" for key in differing)
+        raise UserError(f"--init-from {init_from} has another model ({listed}); leave those out")
+    belongs_to = {"tokenizer": tokenizer.fingerprint}
+    found = restore(init_from / "checkpoints", {"params": target}, belongs_to, lambda line: None)
+    if found is None:
+        raise UserError(f"--init-from {init_from} holds no checkpoint yet: train it first")
+    return found[0]["params"]
+
+
 def prepare(
     sources: Sequence[str], cfg: Config, run: Path, say: Say, progress: bool = True
 ) -> tuple[Tokenizer, Path, dict[str, Any]]:
@@ -72,6 +120,11 @@ def prepare(
     Raises:
       UserError: nothing to train on; or the run was trained on something else.
     """
+    if steps(run / "checkpoints") and not (run / "features.json").exists():
+        raise UserError(
+            f"{run} was imported, not trained here; train it further in a run of its own: "
+            f"--run NEW --init-from {run}"
+        )
     if len(sources) == 1 and (Path(sources[0]) / "features.json").exists():
         folder = Path(sources[0]).resolve()
         given = features.read_features(folder)
@@ -114,6 +167,8 @@ def features_of(run: Path) -> tuple[Path, dict[str, Any]]:
     Raises:
       UserError: it is gone, or is not the one that the run was trained on.
     """
+    if not (run / "features.json").exists():
+        raise UserError(f"{run} was trained on no features here; give a text of yours by --data")
     recorded = read_json(run / "features.json")
     folder = run / recorded["folder"]
     found = features.read_features(folder)

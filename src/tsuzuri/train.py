@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,7 +82,7 @@ def train(
     for source in sources:
         if not Path(source).exists():
             raise UserError(f"{source}: no such file or folder")
-    with locked(run):
+    with locked(run), StopSignals() as stop:
         for left_behind in list(run.rglob(".*.partial")):  # by a process that was killed
             remove(left_behind)
         console = Console(cfg.steps, show=progress)
@@ -102,6 +102,10 @@ def train(
         target = checkpoint.shapes(shapes, shardings(mesh, shapes))
         restored = checkpoint.restore(checkpoints, target, belongs_to, console.say, set_aside=True)
         state, start = restored or (init(jax.random.key(cfg.seed)), 0)
+        if cfg.init_from and not restored:
+            other = Path(cfg.init_from)
+            params = run_folder.initial_parameters(other, tokenizer, model_cfg, target.params)
+            state = state._replace(params=params)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         console.say(
             f"{parameters:,} parameters; {features['splits']['train']['tokens']:,} tokens to train "
@@ -118,8 +122,9 @@ def train(
             cfg.steps_per_call, cfg.log_every, cfg.eval_every, cfg.save_every, cfg.sample_every
         )
         step, previous = start, None
-        with contextlib.closing(log), stop_signals() as stop_asked:
-            while step < cfg.steps and not stop_asked():
+        stop.patient = True  # from here on there is something to save
+        with contextlib.closing(log):
+            while step < cfg.steps and not stop.asked:
                 first, step = step, min(step - step % per_call + per_call, cfg.steps)
                 state, metrics = train_steps(state, stack(batches, first, step, mesh))
                 if previous:  # the device is busy with the steps after these: nothing waits
@@ -308,28 +313,30 @@ def memory_gib() -> float:
     return round(used / 2**30, 3)
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C or SIGTERM into a wish to stop; a second one stops at once.
+class StopSignals:
+    """Ctrl-C and SIGTERM while it is entered; outside the main thread they are left alone.
 
-    Yields:
-      A function that tells whether the wish has come. Outside the main thread it never does.
+    Attributes:
+      asked: one has come. It stays true where a library swallowed the KeyboardInterrupt.
+      patient: the first one is only noted, for who looks at `asked`; else it interrupts at once. A
+        second one always does.
     """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
-    def ask(number: int, frame: Any) -> None:
-        asked.set()
-        for s in before:
-            signal.signal(s, signal.default_int_handler)
+    def __init__(self) -> None:
+        self.asked = self.patient = False
+        self._before: dict[int, Any] = {}
 
-    for s in before:
-        signal.signal(s, ask)
-    try:
-        yield asked.is_set
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._come)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _come(self, number: int, frame: Any) -> None:
+        again, self.asked = self.asked, True
+        if again or not self.patient:
+            raise KeyboardInterrupt
