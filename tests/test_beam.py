@@ -252,7 +252,7 @@ def test_a_worker_killed_midway_leaves_no_half_features(tmp_path):
     assert workers and not out.exists()
     for worker in workers:
         worker.kill()
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == 1
     assert said.strip().splitlines()[-1].startswith("tsuzuri: a Beam worker died (Worker subproc")
     assert not out.exists()

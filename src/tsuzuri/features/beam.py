@@ -27,6 +27,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,20 +129,16 @@ def featurize(
     return found
 
 
+@dataclass(frozen=True)
 class _Plan:
     """What every worker has to know; it travels to each of them."""
 
-    def __init__(
-        self,
-        text: TextConfig,
-        share: float,
-        seed: int,
-        packing: Packing,
-        tokenizer: dict[str, bytes],
-        folder: str,
-    ):
-        self.text, self.share, self.seed, self.packing = text, share, seed, packing
-        self.tokenizer, self.folder = tokenizer, folder
+    text: TextConfig
+    share: float  # of the documents, held out
+    seed: int
+    packing: Packing
+    tokenizer: dict[str, bytes]  # its files
+    folder: str
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, made once in a process."""
@@ -416,6 +413,7 @@ def _run(listed: list[Shard], plan: _Plan, options: pipeline_options.PipelineOpt
 def _watched_workers() -> Iterator[None]:
     """Ends a run whose worker process has died, for which DirectRunner would wait for ever."""
     deaths: list[str] = []
+    over = threading.Event()
     before = threading.excepthook
 
     def notice(thread: threading.ExceptHookArgs) -> None:
@@ -423,8 +421,10 @@ def _watched_workers() -> Iterator[None]:
             before(thread)
             return
         deaths.append(str(thread.exc_value))
-        if main := threading.main_thread().ident:
-            signal.pthread_kill(main, signal.SIGINT)  # the one thing that ends its waiting
+        # SIGINT is the one thing that ends the main thread's waiting; in its clean-up it may wait
+        # once more, for another worker.
+        while not over.wait(2):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     threading.excepthook = notice
     try:
@@ -436,6 +436,7 @@ def _watched_workers() -> Iterator[None]:
             ) from None
         raise
     finally:
+        over.set()
         threading.excepthook = before
 
 
