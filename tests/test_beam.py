@@ -240,17 +240,16 @@ def test_a_worker_killed_midway_leaves_no_half_features(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "tsuzuri.cli", *map(str, command)], stderr=subprocess.PIPE, text=True
     )
-    workers = []
-    while not workers and process.poll() is None:
-        workers = [
-            worker
-            for worker in psutil.Process(process.pid).children(recursive=True)
-            if "sdk_worker_main" in " ".join(worker.cmdline())
-        ]
+
+    def workers():
+        children = psutil.Process(process.pid).children(recursive=True)
+        return [child for child in children if "sdk_worker_main" in " ".join(child.cmdline())]
+
+    while process.poll() is None and not workers():
         time.sleep(0.05)
-    time.sleep(1.5)  # it is at work
-    assert workers and not out.exists()
-    for worker in workers:
+    time.sleep(1.5)  # they are at work
+    assert process.poll() is None and not out.exists()
+    for worker in workers():
         worker.kill()
     _, said = process.communicate(timeout=240)
     assert process.returncode == 1
