@@ -8,7 +8,7 @@ BEAM := .venv/beam-done
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
   --constraint constraints.txt --editable
 
-.PHONY: setup demo test test-beam check bench clean
+.PHONY: setup demo test test-beam parity check bench clean
 
 setup: $(SETUP)
 
@@ -30,6 +30,10 @@ test: $(SETUP)
 test-beam: $(BEAM)
 	$(BIN)/python -m pytest tests/test_beam.py
 
+# Each preset against an independent model of the same weights, and the table of the differences.
+parity: $(PEERS)
+	$(BIN)/python -m pytest -v tests/parity
+
 $(BEAM): $(SETUP)
 	$(INSTALL) '.[dev,beam]'
 	@touch $@
@@ -40,7 +44,7 @@ check: $(SETUP)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# The peers (PyTorch, transformers) are large, and only needed here.
+# The peers (PyTorch, transformers) are large, and only needed here and for parity.
 bench: $(PEERS)
 	for file in benchmarks/[a-z]*.py; do echo; $(BIN)/python $$file || exit 1; done
 

@@ -78,8 +78,11 @@ class ModelConfig:
     head_bias: bool = False
     tied_head: bool = True  # the head is the embedding table, transposed
     scale_tied_head: bool = False  # divide a tied head's logits by sqrt(embed_dim)
+    logit_cap: float = 0.0  # c: the logits become c tanh(logits / c); 0: they stay as they are
     dropout: float = 0.0
-    init: Literal["gpt2", "lecun"] = "gpt2"  # normal(0.02) with scaled residuals, or 1/fan-in
+    # gpt2: normal(0.02), less for what writes to the residual stream. lecun: 1/fan-in. xavier:
+    # Glorot's uniform. lm1b: the same, with token embeddings normal(1).
+    init: Literal["gpt2", "lecun", "xavier", "lm1b"] = "gpt2"  # the parameters' first values
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
 
 
@@ -87,15 +90,21 @@ class ModelConfig:
 class OptimConfig:
     """The optimizer and its schedule."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    schedule: Literal["cosine", "constant"] = "cosine"
+    # muon is for the matrices of the blocks, with adamw for all else
+    optimizer: Literal["adamw", "muon", "lion", "adafactor"] = "adamw"  # what moves the parameters
+    # half a cosine; the peak for ever; 1/sqrt(step); or the peak and, at the end, a line downwards
+    schedule: Literal["cosine", "constant", "rsqrt", "wsd"] = "cosine"  # what follows the warmup
     warmup_steps: int = 100  # linear from 0; at most a tenth of the steps is used
-    final_ratio: float = 0.1  # the last learning rate over the peak
-    b1: float = 0.9
-    b2: float = 0.95
-    epsilon: float = 1e-8
+    decay_share: float = 0.2  # wsd: the share of the steps, the last ones, in which the rate falls
+    final_ratio: float = 0.1  # cosine, wsd: the last learning rate over the peak
+    b1: float = 0.9  # of the momentum; adafactor has none
+    b2: float = 0.95  # adamw, muon: of the squares; lion: of the momentum that is kept
+    epsilon: float = 1e-8  # adamw: beside the root of the squares
     weight_decay: float = 0.1  # of matrices only: not of biases, norms or position tables
+    decay_all: bool = False  # weight decay of biases, norms and position tables too; not by muon
     clip_norm: float = 1.0  # the global norm of the gradient is clipped to this; 0: never
+    label_smoothing: float = 0.0  # the share of each target that all tokens have alike
+    z_loss: float = 0.0  # the weight of log(Z)^2, which keeps the softmax's sum Z near 1
 
 
 @dataclass(frozen=True)
@@ -122,7 +131,7 @@ class Config:
     """One run."""
 
     preset: str = "llama"
-    size: str = "tiny"
+    size: str = "tiny"  # tiny, small or base; empty for a preset that has one shape
     seed: int = 0
     steps: int = 1000
     batch_size: int = 16  # sequences a step, over all devices
@@ -315,14 +324,18 @@ def _check(c: Config) -> None:
         raise UserError("model.scale_tied_head needs model.tied_head true")
     must(0 <= m.dropout < 1, "model.dropout", "at least 0 and less than 1")
     must(0 < m.norm_epsilon < 1, "model.norm_epsilon", "between 0 and 1")
+    must(0 <= m.logit_cap < math.inf, "model.logit_cap", "0 (none) or a positive number")
     must(m.rope_theta > 1, "model.rope_theta", "more than 1")
     must(c.optim.warmup_steps >= 0, "optim.warmup_steps", "0 or more")
+    must(0 < c.optim.decay_share <= 1, "optim.decay_share", "more than 0 and at most 1")
     must(0 <= c.optim.final_ratio <= 1, "optim.final_ratio", "between 0 and 1")
     for key in ("optim.b1", "optim.b2"):
         must(0 <= flat[key] < 1, key, "at least 0 and less than 1")
     must(0 < c.optim.epsilon < 1, "optim.epsilon", "between 0 and 1")
     must(0 <= c.optim.weight_decay < math.inf, "optim.weight_decay", "0 or more")
     must(0 <= c.optim.clip_norm < math.inf, "optim.clip_norm", "0 (never) or more")
+    must(0 <= c.optim.label_smoothing < 1, "optim.label_smoothing", "at least 0 and less than 1")
+    must(0 <= c.optim.z_loss < math.inf, "optim.z_loss", "0 (none) or more")
     must(c.mesh.data >= 0, "mesh.data", "0 (what is left over) or more")
     for key in ("mesh.fsdp", "mesh.tensor", "sample.max_new_tokens"):
         must(flat[key] >= 1, key, "at least 1")

@@ -118,8 +118,12 @@ class Decoder(nnx.Module):
                 (((x_BTD.ndim - 1,), (1,)), ((), ())),
                 preferred_element_type=jnp.float32,
             )
-            return out / math.sqrt(cfg.embed_dim) if cfg.scale_tied_head else out
-        return self.head(x_BTD).astype(jnp.float32)
+            out = out / math.sqrt(cfg.embed_dim) if cfg.scale_tied_head else out
+        else:
+            out = self.head(x_BTD).astype(jnp.float32)
+        if cfg.logit_cap:  # Gemma 2, arXiv:2408.00118
+            out = cfg.logit_cap * jnp.tanh(out / cfg.logit_cap)
+        return out
 
 
 def empty_cache(cfg: ModelConfig, batch: int, length: int) -> KVCache:
@@ -302,13 +306,20 @@ def _write(cache_BGSK, new_BGTK, positions_BT):
 def _embedding_init(cfg: ModelConfig):
     if cfg.init == "gpt2":
         return nnx.initializers.normal(0.02)
+    if cfg.init == "lm1b":
+        return nnx.initializers.normal(1.0)
     return nnx.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
 
 
 def _linear(cfg: ModelConfig, inputs, outputs, bias, rngs, residual=False):
     """A matrix; under gpt2's init those that write to the residual stream start smaller."""
     scale = 0.02 / math.sqrt(2 * cfg.num_layers) if residual else 0.02
-    init = nnx.initializers.normal(scale) if cfg.init == "gpt2" else nnx.initializers.lecun_normal()
+    init = {
+        "gpt2": nnx.initializers.normal(scale),
+        "lecun": nnx.initializers.lecun_normal(),
+        "xavier": nnx.initializers.xavier_uniform(),
+        "lm1b": nnx.initializers.xavier_uniform(),
+    }[cfg.init]
     return nnx.Linear(
         inputs, outputs, use_bias=bias, kernel_init=init, dtype=jnp.dtype(cfg.dtype), rngs=rngs
     )

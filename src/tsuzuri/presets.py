@@ -1,13 +1,22 @@
-"""Named models with their recipes, each a function from a size to a Config.
+"""Named models with their recipes, each a function to a Config.
 
 A preset is where an architecture of the literature becomes numbers; nothing else in the house knows
-its name.
+its name. Some are families, to be had in our three sizes; others were published in one shape.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from tsuzuri.config import Config, ModelConfig, OptimConfig, replace, suggestion
+from tsuzuri.config import (
+    Config,
+    FeaturesConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    TokenizerConfig,
+    replace,
+    suggestion,
+)
 from tsuzuri.errors import UserError
 
 # A model's shape by size: tiny trains on a laptop's CPU in minutes, base is GPT-2's smallest.
@@ -56,7 +65,12 @@ def nanolm(size: str) -> Config:
         size=size,
         learning_rate=1e-3,
         optim=OptimConfig(
-            schedule="constant", warmup_steps=0, b2=0.999, weight_decay=1e-4, clip_norm=0.0
+            schedule="constant",
+            warmup_steps=0,
+            b2=0.999,
+            weight_decay=1e-4,
+            decay_all=True,
+            clip_norm=0.0,
         ),
         model=ModelConfig(
             **SIZES[size],
@@ -75,7 +89,155 @@ def nanolm(size: str) -> Config:
     )
 
 
-PRESETS: dict[str, Callable[[str], Config]] = {"llama": llama, "gpt2": gpt2, "nanolm": nanolm}
+_WITH_BYTES = "--character_coverage=0.9995 --byte_fallback=true"
+
+
+def lm1b() -> Config:
+    """Flax's lm1b example: the One Billion Word Benchmark, 50M parameters, on 8 devices.
+
+    A decoder of Vaswani et al. 2017 with layer norms before the sublayers. The example drops
+    attention weights and the MLP's hidden layer out too; here dropout is on the embedding and on
+    each sublayer's output. Its SentencePiece normalizes the text; ours leaves it as it is.
+    """
+    return _transformer_lm(
+        "lm1b", layers=6, heads=8, width=512, length=128, sample_mb=5,
+        options="--character_coverage=1.0", prompt="I love to ",
+    )  # fmt: skip
+
+
+def japanese_default() -> Config:
+    """transformer-lm-japanese's default: lm1b on the Japanese part of CC-100."""
+    return _transformer_lm(
+        "japanese-default", layers=6, heads=8, width=512, length=128, sample_mb=5,
+        options="--character_coverage=0.9995", prompt="昔々あるところに",
+    )  # fmt: skip
+
+
+def japanese_0_1b() -> Config:
+    """transformer-lm-japanese's 0.1b: lm1b in the shape of GPT-2, on the Japanese Wikipedia."""
+    return _transformer_lm(
+        "japanese-0.1b", layers=12, heads=12, width=768, length=256, sample_mb=400,
+        options=_WITH_BYTES, prompt="昔々あるところに", eval_every=5000,
+    )  # fmt: skip
+
+
+def japanese_1_0b() -> Config:
+    """transformer-lm-japanese's 1.0b: the same on 1024 tokens, half as many texts a step."""
+    return _transformer_lm(
+        "japanese-1.0b", layers=18, heads=16, width=2048, length=1024, sample_mb=400,
+        options=_WITH_BYTES, prompt="日本の首都は", eval_every=5000, batch_size=128,
+    )  # fmt: skip
+
+
+def _transformer_lm(
+    name: str,
+    *,
+    layers: int,
+    heads: int,
+    width: int,
+    length: int,
+    sample_mb: int,
+    options: str,
+    prompt: str,
+    eval_every: int = 1000,
+    batch_size: int = 256,
+) -> Config:
+    """What lm1b and its Japanese descendants share; a batch is that of 8 devices."""
+    return Config(
+        preset=name,
+        size="",
+        steps=500_000,
+        batch_size=batch_size,
+        sequence_length=length,
+        learning_rate=1.6e-3,
+        eval_every=eval_every,
+        save_every=10_000,
+        sample_every=eval_every,
+        log_every=100,
+        tokenizer=TokenizerConfig(
+            kind="unigram",
+            vocab_size=30_000,
+            sample_mb=sample_mb,
+            options=options,
+        ),
+        features=FeaturesConfig(packing="packed", held_out=0.02),
+        optim=OptimConfig(
+            schedule="rsqrt",
+            warmup_steps=1000,
+            b2=0.98,
+            epsilon=1e-9,
+            weight_decay=0.1,
+            decay_all=True,
+            clip_norm=0.0,
+        ),
+        model=ModelConfig(
+            num_layers=layers,
+            num_heads=heads,
+            embed_dim=width,
+            context_length=max(length, 512),
+            positions="sinusoidal",
+            norm="layernorm",
+            norm_epsilon=1e-6,
+            activation="relu",
+            mlp_bias=True,
+            head_bias=True,
+            tied_head=False,
+            dropout=0.1,
+            init="lm1b",
+            dtype="bfloat16",
+        ),
+        sample=SampleConfig(prompt=prompt, max_new_tokens=50, temperature=0.6, top_k=20),
+    )
+
+
+def minigpt() -> Config:
+    """MiniGPT of the JAX AI stack's tutorial: TinyStories once, layer norms after the sublayers.
+
+    Its blocks have dropout, which its training step never switches on. A block holds one story, as
+    there; what is beyond 256 tokens, dropped there, becomes a block of its own here.
+    """
+    return Config(
+        preset="minigpt",
+        size="",
+        steps=8280,  # 2,119,719 stories, once
+        batch_size=256,
+        sequence_length=256,
+        learning_rate=1e-3,
+        tokenizer=TokenizerConfig(path="gpt2"),
+        features=FeaturesConfig(packing="document"),
+        optim=OptimConfig(
+            schedule="constant", warmup_steps=0, b2=0.999, weight_decay=0.0, clip_norm=0.0
+        ),
+        model=ModelConfig(
+            num_layers=4,
+            num_heads=8,
+            embed_dim=256,
+            mlp_dim=256,
+            positions="learned",
+            norm="layernorm",
+            norm_place="post",
+            norm_epsilon=1e-6,
+            final_norm=False,
+            activation="relu",
+            attention_bias=True,
+            mlp_bias=True,
+            head_bias=True,
+            tied_head=False,
+            init="xavier",
+        ),
+        sample=SampleConfig(prompt="Once upon a time", top_k=10),
+    )
+
+
+SIZED: dict[str, Callable[[str], Config]] = {"llama": llama, "gpt2": gpt2, "nanolm": nanolm}
+ONE_SHAPE: dict[str, Callable[[], Config]] = {
+    "lm1b": lm1b,
+    "japanese-default": japanese_default,
+    "japanese-0.1b": japanese_0_1b,
+    "japanese-1.0b": japanese_1_0b,
+    "minigpt": minigpt,
+}
+PRESETS = (*SIZED, *ONE_SHAPE)
 
 
 # The demo reads so many tales of the embedded corpus, each about once.
@@ -108,8 +270,11 @@ def demo() -> Config:
     return preset("llama", "tiny", **changes)
 
 
-def preset(name: str, size: str = "tiny", **changes: object) -> Config:
+def preset(name: str, size: str = "", **changes: object) -> Config:
     """The Config of a preset, with flat changes: preset("gpt2", "small", steps=500).
+
+    Args:
+      size: of the presets in SIZED, by default tiny; the others have one shape.
 
     Raises:
       UserError: no such preset or size; the nearest name is suggested.
@@ -117,7 +282,15 @@ def preset(name: str, size: str = "tiny", **changes: object) -> Config:
     if name not in PRESETS:
         known = ", ".join(PRESETS)
         raise UserError(f"unknown preset '{name}'{suggestion(name, PRESETS)}; there are: {known}")
+    if name in ONE_SHAPE and size:
+        raise UserError(
+            f"preset '{name}' has one shape; leave out the size '{size}', or change its numbers: "
+            "model.num_layers, model.embed_dim, ..."
+        )
+    if name in ONE_SHAPE:
+        return replace(ONE_SHAPE[name](), changes)
+    size = size or "tiny"
     if size not in SIZES:
         known = ", ".join(SIZES)
         raise UserError(f"unknown size '{size}'{suggestion(size, SIZES)}; there are: {known}")
-    return replace(PRESETS[name](size), changes)
+    return replace(SIZED[name](size), changes)

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tsuzuri.config import MeshConfig
@@ -18,6 +18,7 @@ _AUTO = (AxisType.Auto,) * 3  # the compiler splits the activations to fit the p
 # residual stream are split by columns over `tensor`, those that write it by rows (Megatron-LM,
 # Shoeybi et al. 2019), and the other dimension over `fsdp` (ZeRO-3, Rajbhandari et al. 2020).
 TABLE: tuple[tuple[str, P], ...] = (
+    (r"(^|/)v(_row|_col)?/", P()),  # Adafactor's squares: small, and not of the parameter's shape
     (r"token_embed/embedding$", P("tensor", "fsdp")),
     (r"position_embed/embedding$", P(None, "fsdp")),
     (r"attention/(query|key|value)/kernel$", P("fsdp", "tensor")),
@@ -66,7 +67,7 @@ def path_of(keys: tuple[Any, ...]) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys)
 
 
-def shardings(mesh: Mesh, tree: Any) -> Any:
+def shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
     """The NamedSharding of every array (or shape) in `tree`, by the table.
 
     Raises:

@@ -18,13 +18,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tsuzuri import checkpoint, evaluate, run_folder
+from tsuzuri import checkpoint, devices, evaluate, run_folder
 from tsuzuri.config import Config, ModelConfig
 from tsuzuri.data import Batch, Batches, Blocks, in_order
 from tsuzuri.errors import RunError, UserError
 from tsuzuri.files import locked, remove
 from tsuzuri.generate import Generator, Sampling
-from tsuzuri.losses import cross_entropy
+from tsuzuri.losses import objective
 from tsuzuri.model import Decoder, flops_per_token
 from tsuzuri.optim import make_optimizer
 from tsuzuri.sharding import BATCH, make_mesh, shardings
@@ -32,18 +32,6 @@ from tsuzuri.track import Console, Log
 
 # A run ends when so many steps in a row have a loss or a gradient that is not finite.
 SKIPS_IN_A_ROW = 5
-
-# Matrix units' peak in FLOP/s, dense bfloat16, by the makers' data sheets.
-_PEAKS = {
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-}
 
 
 class TrainState(NamedTuple):
@@ -170,8 +158,9 @@ def make_training(
       graphdef: `nnx.merge(graphdef, params)` is the Decoder.
       init: key -> TrainState, made on the devices as the mesh splits it; no host holds it whole.
       train_steps: (TrainState, a Batch of N steps, each array [N, B, L]) ->
-        (TrainState, {name: [N]}); the given state's memory is reused. A step whose loss or gradient
-        is not finite leaves parameters and optimizer as they were, and says so by `sound`.
+        (TrainState, {name: [N]}); the given state's memory is reused. "loss" is the cross-entropy,
+        whatever is minimized. A step whose loss or gradient is not finite leaves parameters and
+        optimizer as they were, and says so by `sound`.
     """
     optimizer, schedule = make_optimizer(cfg)
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: Decoder(model_cfg, rngs=nnx.Rngs(0))))
@@ -182,17 +171,24 @@ def make_training(
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     split = shardings(mesh, jax.eval_shape(init, jax.random.key(0)))
+    # While they work, weights are whole over fsdp: else the compiler gathers the logits' gradient
+    # of the whole batch instead, which is much larger.
+    at_work = jax.tree.map(
+        lambda s: NamedSharding(mesh, P(*(None if axis == "fsdp" else axis for axis in s.spec))),
+        split.params,
+    )
 
     def train_step(state: TrainState, b: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(cfg.seed), state.step)
 
-        def loss_of(params: Any) -> jax.Array:
+        def wanted_of(params: Any) -> tuple[jax.Array, jax.Array]:
+            params = jax.lax.with_sharding_constraint(params, at_work)
             model = nnx.merge(graphdef, params)
             logits_BLV = model(b.tokens_BL, b.segments_BL, b.positions_BL, key)
-            total, weight = cross_entropy(logits_BLV, b.targets_BL, b.weights_BL)
-            return total / weight
+            extras = cfg.optim.label_smoothing, cfg.optim.z_loss
+            return objective(logits_BLV, b.targets_BL, b.weights_BL, *extras)
 
-        loss, gradient = jax.value_and_grad(loss_of)(state.params)
+        (_, loss), gradient = jax.value_and_grad(wanted_of, has_aux=True)(state.params)
         norm = optax.tree.norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         sound = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -246,7 +242,7 @@ class Meter:
     def __init__(self, cfg: Config, model_cfg: ModelConfig, batches: Batches):
         self._cfg, self._batches = cfg, batches
         self._flops = flops_per_token(model_cfg, cfg.sequence_length)
-        peak = _PEAKS.get(jax.devices()[0].device_kind)
+        peak = devices.peak(jax.devices()[0].device_kind)
         self._peak = peak * jax.device_count() if peak and model_cfg.dtype == "bfloat16" else None
         self._losses: list[float] = []  # since the last line
         self._skips = 0  # in a row
