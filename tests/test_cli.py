@@ -253,6 +253,46 @@ def test_a_run_with_a_tokenizer_from_elsewhere(capsys, folder, tmp_path):
     assert capsys.readouterr().out.startswith("一番目")
 
 
+def test_weights_go_out_and_come_in(capsys, folder, tmp_path):
+    """A run to Hugging Face's format, back to a run, trained further; and to a gguf."""
+    run, out, again = str(folder / "run"), str(tmp_path / "hf"), str(tmp_path / "again")
+    assert main(["export", run, "--to", "hf", "--out", out]) == 0
+    assert main(["import", out, "--run", again]) == 0
+    greedy = ["--prompt", "綴り", "--temperature", "0", "--max-new-tokens", "12"]
+    capsys.readouterr()
+    assert main(["generate", run, *greedy]) == 0
+    ours = capsys.readouterr().out
+    assert main(["generate", again, *greedy]) == 0
+    assert capsys.readouterr().out == ours
+    text, new = str(folder / "text.txt"), str(tmp_path / "new")
+    short = [flag for flag in FLAGS[-8:] if flag]
+    assert main(["train", text, "--run", new, "--init-from", again, *short]) == 0
+    assert main(["eval", again, "--data", text, "--json"]) == 0
+    assert "is there already" in refused(capsys, "export", run, "--to", "hf", "--out", out)
+    assert "is there already" in refused(capsys, "import", out, "--run", again)
+    assert "leave out --preset" in refused(
+        capsys, "train", text, "--run", "x", "--init-from", again, "--preset", "gpt2"
+    )
+    assert "give a text of yours by --data" in refused(capsys, "eval", again)
+    assert "--init-from" in refused(capsys, "train", text, "--run", again)
+    assert "goes with --to hf" in refused(
+        capsys, "export", run, "--to", "gguf", "--out", "x", "--push-to-hub", "a/b"
+    )
+    file = str(tmp_path / "m.gguf")
+    assert main(["export", run, "--to", "gguf", "--type", "f32", "--out", file]) == 0
+    assert "ollama create" in capsys.readouterr().out
+    assert Path(file).read_bytes().startswith(b"GGUF")
+
+
+def test_a_plan_says_what_fits(capsys):
+    command = ["plan", "--preset", "japanese-1.0b", "--devices", "8", "--device", "a100-80gb"]
+    assert main([*command, "--mesh.fsdp", "8"]) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("1,029,215,536", "fits", "Chinchilla", "activations"))
+    assert "did you mean 'a100-80gb'" in refused(capsys, "plan", "--device", "a100-80g")
+    assert "--devices is 3" in refused(capsys, "plan", "--devices", "3", "--mesh.tensor", "2")
+
+
 def test_flags_of_beam_are_for_beam(capsys, folder):
     text = str(folder / "text.txt")
     featurize = ["featurize", text, "--tokenizer", "bytes", "--out", "x"]
@@ -272,7 +312,7 @@ def test_help_needs_no_jax():
     code = (
         "import sys; from tsuzuri.cli import main\n"
         "for verb in ['', 'demo', 'prepare', 'tokenizer', 'featurize', 'train', 'eval',"
-        " 'generate', 'plot']:\n"
+        " 'generate', 'export', 'import', 'plan', 'plot']:\n"
         "    try: main([verb, '--help'] if verb else ['--help'])\n"
         "    except SystemExit as end: assert end.code == 0\n"
         "heavy = {'jax', 'flax', 'numpy', 'pyarrow', 'matplotlib', 'tiktoken'} & set(sys.modules)\n"

@@ -202,7 +202,7 @@ def train(args: argparse.Namespace) -> None:
         base = read_config(Path(changes["init_from"]))
         changes |= {"tokenizer.path": str(Path(changes["init_from"]) / "tokenizer")}
     else:
-        base = presets.preset(changes.get("preset", "llama"), changes.get("size", "tiny"))
+        base = presets.preset(changes.get("preset", "llama"), changes.get("size", ""))
     _train(config.replace(base, changes), run, args.source)
 
 
@@ -229,6 +229,60 @@ def generate(args: argparse.Namespace) -> None:
     prompts = [prompt for prompt in args.prompt or [""] for _ in range(args.num_samples)]
     _generate(Path(args.run), prompts, _given(args, _SAMPLING) | {"stop": tuple(args.stop)},
               stream=args.stream)  # fmt: skip
+
+
+def export(args: argparse.Namespace) -> None:
+    """A model for other programs: Hugging Face transformers (hf) or llama.cpp and Ollama (gguf)."""
+    if args.push_to_hub and args.to != "hf":
+        raise UserError("--push-to-hub goes with --to hf")
+    _start_jax()
+    from tsuzuri.language_model import LanguageModel
+
+    out = Path(args.out)
+    LanguageModel.load(Path(args.run), _say).export(args.to, out, args.type)
+    if args.to == "gguf":
+        from tsuzuri.interop import gguf
+
+        print(gguf.ollama_line(out))
+    if args.push_to_hub:
+        from tsuzuri.interop import hf
+
+        hf.push(out, args.push_to_hub)
+    _say(f"{out} is written")
+
+
+def import_model(args: argparse.Namespace) -> None:
+    """Weights from elsewhere to a run folder: a Hugging Face folder or hub name, or lm1b's.
+
+    Of Hugging Face: gpt2, llama and qwen3, in safetensors. Of transformer-lm-japanese: the folder
+    of its checkpoint and its sentencepiece_model. Train it further by
+    `tsuzuri train TEXT --run NEW --init-from RUN`.
+    """
+    from tsuzuri.interop import hf, lm1b
+    from tsuzuri.run_folder import create
+
+    run, path = Path(args.run), Path(args.source)
+    if run.exists():
+        raise UserError(f"{run} is there already; choose another --run")
+    if not path.exists():
+        path = hf.download(args.source)
+    found = (lm1b if lm1b.is_checkpoint(path) else hf).read(path, _say)
+    model = found.model
+    cfg = Config(preset="imported", size="", sequence_length=model.context_length, model=model)
+    create(run, cfg, found.tokenizer, found.params)
+    print(f"next                tsuzuri generate {run} --stream")
+
+
+def plan(args: argparse.Namespace) -> None:
+    """What a run needs and what fits: memory by part, FLOPs, tokens, time, for a device."""
+    _start_jax()
+    from tsuzuri import plan as planning
+
+    changes = _changes(args)
+    base = presets.preset(changes.get("preset", "llama"), changes.get("size", ""))
+    cfg = config.replace(base, changes)
+    vocab_size = cfg.model.vocab_size or cfg.tokenizer.vocab_size
+    print(planning.table(planning.plan(cfg, vocab_size, args.devices, args.device, args.mfu)))
 
 
 def plot(args: argparse.Namespace) -> None:
@@ -427,6 +481,25 @@ def _parser() -> _Parser:
         "--stop", action="append", default=[], help="stop before this text; may be repeated"
     )
     p.add_argument("--stream", action="store_true", help="show the text while it is written")
+
+    p = verb("export", export)
+    p.add_argument("run", help="the run folder")
+    p.add_argument("--to", choices=("hf", "gguf"), required=True, help="the format")
+    p.add_argument("--out", required=True, help="hf: the folder to write; gguf: the file")
+    p.add_argument(
+        "--type", choices=("f32", "f16", "q8_0"), default="f16", help="gguf: of the numbers (f16)"
+    )
+    p.add_argument("--push-to-hub", metavar="OWNER/NAME", help="hf: upload it as well")
+
+    p = verb("import", import_model)
+    p.add_argument("source", help="a folder, or OWNER/NAME on the Hugging Face hub")
+    p.add_argument("--run", required=True, help="the run folder to make")
+
+    p = verb("plan", plan)
+    p.add_argument("--device", default="this", help="a kind of device, or this machine (this)")
+    p.add_argument("--devices", type=int, default=1, help="how many (1)")
+    p.add_argument("--mfu", type=float, help="the share of the peak that is reached (0.4)")
+    _config_flags(p, "")
 
     p = verb("plot", plot)
     p.add_argument("run", help="the run folder")

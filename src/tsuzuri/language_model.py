@@ -3,8 +3,9 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from tsuzuri.generate import Completion, Generator, Sampling
 from tsuzuri.model import Decoder
 from tsuzuri.sharding import one_device, shardings
 from tsuzuri.tokenizer import Tokenizer
+from tsuzuri.track import read_jsonl
 
 
 class LanguageModel:
@@ -99,6 +101,57 @@ class LanguageModel:
         if not all(0 <= i < cfg.vocab_size for i in ids):
             raise UserError(f"an id is outside the vocabulary of {cfg.vocab_size}")
         return np.asarray(_logits(self._graphdef, self.params, jnp.asarray([list(ids)])))[0]
+
+    def facts(self) -> dict[str, Any]:
+        """What is known of the model, for who comes after: the model card says it."""
+        cfg = self.config
+        known: dict[str, Any] = {
+            "run": self.run.name,
+            "preset": cfg.preset,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.params)),
+            "steps": self.step,
+            "tokens_seen": self.step * cfg.batch_size * cfg.sequence_length,
+            "optimizer": cfg.optim.optimizer,
+            "learning_rate": cfg.learning_rate,
+            "init_from": cfg.init_from,
+            "tsuzuri": version("tsuzuri"),
+        }
+        if (recorded := self.run / "features.json").exists():
+            features = read_json(recorded)
+            known["sources"] = [Path(name).name for name in features["source"].get("sources", [])]
+            known["training_tokens"] = features["splits"]["train"]["tokens"]
+        for line in read_jsonl(self.run / "metrics.jsonl"):
+            known |= {key: line[key] for key in line if key.startswith("held_out_")}
+        return known
+
+    def export(
+        self,
+        to: Literal["hf", "gguf"],
+        out: Path,
+        kind: Literal["f32", "f16", "q8_0"] = "f16",
+    ) -> None:
+        """Writes the model for other programs: Hugging Face transformers, or llama.cpp.
+
+        Args:
+          to: hf makes a folder, gguf a file.
+          out: its path; nothing may be there.
+          kind: of the numbers in a gguf: f32, f16 or q8_0.
+
+        Raises:
+          UserError: `out` is taken; the format cannot hold this model or tokenizer exactly.
+          RunError: it cannot be written.
+        """
+        if out.exists():
+            raise UserError(f"{out} is there already; choose another --out")
+        what = self.model_config, self.params, self.tokenizer, out
+        if to == "hf":
+            from tsuzuri.interop import hf
+
+            hf.export(*what, self.facts(), self._say)
+        else:
+            from tsuzuri.interop import gguf
+
+            gguf.export(*what, kind, self.facts(), self._say)
 
     def evaluate(self, sources: Sequence[str], text: TextConfig, folder: Path) -> dict[str, Any]:
         """The figures of `tsuzuri eval`: over the held-out split, or over a text of one's own.

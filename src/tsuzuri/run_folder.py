@@ -28,6 +28,8 @@ Say = Callable[[str], None]
 # What may change when a run goes on; any other field makes another run.
 _MAY_CHANGE = ("steps", "eval_every", "eval_blocks", "save_every", "keep_checkpoints")
 _MAY_CHANGE += ("sample_every", "log_every", "sample.", "mesh.")
+# Switches that older checkpoints know nothing of, with the value that means what those did.
+_LATER = {"logit_cap": 0.0}
 
 
 def read_config(run: Path) -> Config:
@@ -181,7 +183,12 @@ def identity(
     tokenizer: Tokenizer, model_cfg: ModelConfig, features: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
     """The fingerprints that a checkpoint is saved with and compared to."""
-    found = {"tokenizer": tokenizer.fingerprint, "model": _digest(model_cfg)}
+    switches = dataclasses.asdict(model_cfg)
+    for name, default in _LATER.items():
+        if switches[name] == default:
+            del switches[name]
+    model = hashlib.sha256(json.dumps([switches], sort_keys=True).encode()).hexdigest()
+    found = {"tokenizer": tokenizer.fingerprint, "model": model}
     return found | ({"features": features["fingerprint"]} if features else {})
 
 

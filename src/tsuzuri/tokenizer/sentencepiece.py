@@ -79,14 +79,17 @@ _OURS = {
 class SentencePieceTokenizer:
     """A SentencePiece model.
 
+    Args:
+      model: the model's file.
+      special: begin_of_text and padding, where a program used other ids than the file says.
+
     Attributes:
       lossless: the model normalizes nothing and has a token for each byte.
     """
 
-    def __init__(self, model: bytes):
+    def __init__(self, model: bytes, special: tuple[int, int] | None = None):
         import sentencepiece
 
-        self.fingerprint = hashlib.sha256(model).hexdigest()
         self._model = model
         self._engine = engine = sentencepiece.SentencePieceProcessor.from_proto(model)
         size = engine.get_piece_size()
@@ -97,12 +100,15 @@ class SentencePieceTokenizer:
         if engine.eos_id() < 0:
             raise UserError("its vocabulary has no end-of-text symbol (eos_id is -1)")
         self.end_of_text, self.unknown = engine.eos_id(), engine.unk_id()
-        self.begin_of_text = engine.bos_id() if engine.bos_id() >= 0 else self.end_of_text
-        self.padding = engine.pad_id()
-        if self.padding < 0:  # then it gets an id of its own
-            self.padding = size
+        begin_of_text = engine.bos_id() if engine.bos_id() >= 0 else self.end_of_text
+        padding = engine.pad_id() if engine.pad_id() >= 0 else size  # then it gets an id of its own
+        chosen = special or (begin_of_text, padding)
+        self.begin_of_text, self.padding = chosen
+        if self.padding == size:
             self.tokens.append(b"")
         self.vocab_size = len(self.tokens)
+        others = "" if chosen == (begin_of_text, padding) else str(chosen)
+        self.fingerprint = hashlib.sha256(model + others.encode()).hexdigest()
 
         # Another's model may normalize, or have tokens that cross lines: it gets the whole text.
         probe = " Ａ  ①か\u3099\n"
@@ -216,20 +222,21 @@ def read(folder: Path, config: dict[str, Any]) -> SentencePieceTokenizer:
     Raises:
       UserError: it is damaged.
     """
-    return read_model(folder / MODEL)
+    special: Any = config.get("begin_of_text"), config.get("padding")
+    return read_model(folder / MODEL, special)
 
 
-def read_model(path: Path) -> SentencePieceTokenizer:
+def read_model(path: Path, special: tuple[int, int] | None = None) -> SentencePieceTokenizer:
     """Reads another program's model, such as transformer-lm-japanese's `sentencepiece_model`.
 
-    Its special ids are kept; where it has no id for padding, that is a new one after the last.
-    Models trained with the library's defaults are lossy.
+    Its special ids are kept, but for those that are given as `special`; where it has no id for
+    padding, that is a new one after the last. Models trained with the library's defaults are lossy.
 
     Raises:
       UserError: the file is absent, is no SentencePiece model, or lacks an end-of-text symbol.
     """
     try:
-        return SentencePieceTokenizer(path.read_bytes())
+        return SentencePieceTokenizer(path.read_bytes(), special)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (RuntimeError, ValueError) as error:  # UserError is a ValueError
