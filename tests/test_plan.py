@@ -95,7 +95,7 @@ def test_a_mesh_divides_what_it_says():
     assert copies.logits == whole.logits / 4
     split = on(1, 4, 1)  # but for the norms, which are on every device
     assert split.weights == pytest.approx(whole.weights / 4, rel=1e-3)
-    assert split.optimizer == pytest.approx(whole.optimizer / 4, rel=1e-3)
+    assert split.optimizer == pytest.approx(whole.optimizer / 4, rel=2e-3)
     assert split.activations == copies.activations
     assert split.weight_copies > 0 == copies.weight_copies
     tensor = on(1, 1, 4)
@@ -179,7 +179,7 @@ def test_bad_input_is_one_line():
         ("there are: this, a100-40gb", {}, (1, "abacus")),
         ("makes 3 devices, but --devices is 8", {"mesh.fsdp": 3, "mesh.data": 1}, (8, "h100")),
         ("makes 16 devices, but --devices is 8", {"mesh.fsdp": 16}, (8, "h100")),
-        ("batch_size 16 is not divisible by the 5 devices", {}, (5, "h100")),
+        ("batch_size 8 is not divisible by the 5 devices", {}, (5, "h100")),
         ("mesh.tensor 3 does not divide", {"mesh.tensor": 3}, (3, "h100")),
         ("--devices is 0", {}, (0, "h100")),
         ("--mfu is 40", {}, (1, "h100", 40)),
