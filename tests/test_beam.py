@@ -253,6 +253,6 @@ def test_a_worker_killed_midway_leaves_no_half_features(tmp_path):
         worker.kill()
     _, said = process.communicate(timeout=240)
     assert process.returncode == 1
-    assert said.strip().splitlines()[-1].startswith("tsuzuri: a Beam worker died (Worker subproc")
+    assert said.strip().splitlines()[-1].startswith("tsuzuri: a Beam worker died (")
     assert not out.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "tok"]

@@ -403,10 +403,16 @@ def _run(listed: list[Shard], plan: _Plan, options: pipeline_options.PipelineOpt
         if raised:
             kind = {"UserError": UserError, "RunError": RunError}[raised[-1][0]]
             raise kind(raised[-1][1]) from error
+        if "Channel closed prematurely" in str(error):  # DirectRunner has noticed it by itself
+            raise _death("its channel closed") from error
         last = [line for line in str(error).splitlines() if line.strip()][-1:]
         raise RunError(
             f"the Beam pipeline failed: {''.join(last) or type(error).__name__}"
         ) from error
+
+
+def _death(how: str) -> RunError:
+    return RunError(f"a Beam worker died ({how}), perhaps out of memory; nothing is written")
 
 
 @contextlib.contextmanager
@@ -431,9 +437,7 @@ def _watched_workers() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if deaths:
-            raise RunError(
-                f"a Beam worker died ({deaths[0]}), perhaps out of memory; nothing is written"
-            ) from None
+            raise _death(deaths[0]) from None
         raise
     finally:
         over.set()
