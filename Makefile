@@ -33,6 +33,7 @@ test-beam: $(BEAM)
 # Each preset against an independent model of the same weights, and the table of the differences.
 parity: $(PEERS)
 	$(BIN)/python -m pytest -v tests/parity
+	$(BIN)/python -m pytest tests/test_hf.py tests/test_gguf.py
 
 $(BEAM): $(SETUP)
 	$(INSTALL) '.[dev,beam]'
