@@ -14,6 +14,7 @@ from tsuzuri.errors import RunError, UserError
 from tsuzuri.features.packing import IGNORED, Blocks, Packing, packer
 from tsuzuri.features.splits import Part
 from tsuzuri.tokenizer import Tokenizer
+from tsuzuri.tokenizer.protocol import attributes
 
 FORMAT = 1
 COUNTS = ("documents", "bytes", "characters", "dropped_tokens", "entropy_bits")
@@ -38,15 +39,7 @@ def describe(
         "min_length": packing.min_length,
         "seed": seed,
         "held_out": held_out,
-        "tokenizer": {
-            "kind": tokenizer.kind,
-            "vocab_size": tokenizer.vocab_size,
-            "begin_of_text": tokenizer.begin_of_text,
-            "end_of_text": tokenizer.end_of_text,
-            "padding": tokenizer.padding,
-            "unknown": tokenizer.unknown,
-            "fingerprint": tokenizer.fingerprint,
-        },
+        "tokenizer": attributes(tokenizer),
         "source": dict(source),
         "splits": dict(splits),
     }

@@ -109,17 +109,21 @@ def save_folder(tokenizer: Tokenizer, folder: Path, write_model: Callable[[Path]
     with files.write_beside(folder) as beside:
         beside.mkdir()
         write_model(beside)
-        config = {
-            "kind": tokenizer.kind,
-            "vocab_size": tokenizer.vocab_size,
-            "begin_of_text": tokenizer.begin_of_text,
-            "end_of_text": tokenizer.end_of_text,
-            "padding": tokenizer.padding,
-            "unknown": tokenizer.unknown,
-            "fingerprint": tokenizer.fingerprint,
-            "files": {path.name: files.sha256(path) for path in sorted(beside.iterdir())},
-        }
-        files.write_json(beside / "config.json", config)
+        hashes = {path.name: files.sha256(path) for path in sorted(beside.iterdir())}
+        files.write_json(beside / "config.json", attributes(tokenizer) | {"files": hashes})
+
+
+def attributes(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a tokenizer is, as its config.json and features.json record it."""
+    return {
+        "kind": tokenizer.kind,
+        "vocab_size": tokenizer.vocab_size,
+        "begin_of_text": tokenizer.begin_of_text,
+        "end_of_text": tokenizer.end_of_text,
+        "padding": tokenizer.padding,
+        "unknown": tokenizer.unknown,
+        "fingerprint": tokenizer.fingerprint,
+    }
 
 
 def check_files(folder: Path, config: dict[str, Any]) -> None:
