@@ -1,6 +1,8 @@
 """The verbs as a user types them: what they print, and one line for each mistake."""
 
 import json
+import re
+import resource
 import subprocess
 import sys
 import time
@@ -357,3 +359,24 @@ def test_prepare_aozora_from_the_sites_files(capsys, tmp_path):
     assert "22 documents" in capsys.readouterr().err
     tokenizer = ["--tokenizer.vocab-size", "300", "--out", str(tmp_path / "t")]
     assert main(["tokenizer", "train", str(tmp_path / "a"), *tokenizer]) == 0
+
+
+def test_out_of_memory_says_what_needs_it_and_what_to_lower(tmp_path):
+    """12 billion parameters, in a process that may have 8 GB."""
+    text = tmp_path / "text.txt"
+    text.write_text("縁側で本を読む。" * 200, encoding="utf-8")
+    flags = "--tokenizer.kind bytes --model.num-layers 1 --model.num-heads 1 --model.embed-dim 64"
+    flags += " --model.mlp-dim 64000000 --sequence-length 32"
+    command = [sys.executable, "-m", "tsuzuri.cli", "train", str(text), "--run"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "run"), *flags.split()],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert re.match(
+        r"tsuzuri: out of memory: a device needs about \d+\.\d+ GiB \(weights 45.78 GiB, .*"
+        r"; lower --batch-size, or raise --compute.accumulate or --mesh.fsdp",
+        done.stderr.splitlines()[-1],
+    )

@@ -1,14 +1,17 @@
 """Files are whole or not there, whatever happens while they are written."""
 
+import contextlib
 import hashlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tsuzuri import files
 from tsuzuri.errors import RunError, UserError
 from tsuzuri.files import locked, read_json, remove, sha256, write_beside, write_json, write_text
 
@@ -159,4 +162,75 @@ def test_a_folder_is_held_by_one_process_until_it_dies(tmp_path: Path):
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"), locked(tmp_path / "file"):
+        pass
+
+
+HOLDER = (
+    "import sys, time; from pathlib import Path; from tsuzuri import files\n"
+    "files.LEASE_SECONDS = 2; files.machine = lambda: sys.argv[2]\n"
+    "with files.locked(Path(sys.argv[1])) as still_ours:\n"
+    "    print('held', flush=True); input(); still_ours(); print('still', flush=True); input()\n"
+)
+
+
+@contextlib.contextmanager
+def held_elsewhere(run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
+    """`run` is held by another machine, whose file locks are not seen here."""
+    command = [sys.executable, "-c", HOLDER, str(run), "other boot-of-other"]
+    monkeypatch.setattr(files, "LEASE_SECONDS", 2)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as holder:
+        try:
+            assert holder.stdout and holder.stdout.readline() == "held\n"
+            (run / ".lock").unlink()  # as if the lock were on another machine
+            yield holder
+        finally:
+            holder.kill()
+
+
+def say_to(holder: subprocess.Popen[str], line: str = "") -> None:
+    assert holder.stdin
+    holder.stdin.write(line + "\n")
+    holder.stdin.flush()
+
+
+def test_another_machine_is_kept_out_while_the_lease_is_renewed(tmp_path: Path, monkeypatch):
+    run, said = tmp_path / "run", []
+    with held_elsewhere(run, monkeypatch) as holder:
+        refused = pytest.raises(UserError, match=f"in use by process {holder.pid} on other;")
+        with refused, locked(run, said.append):
+            pass
+        assert len(said) == 1 and "was held by" in said[0]
+        say_to(holder)  # it has lost nothing
+        assert holder.stdout and holder.stdout.readline() == "still\n"
+        say_to(holder)
+        assert holder.wait(60) == 0
+    assert not (run / ".lease").exists()
+    with locked(run, pytest.fail):  # there is no lease to watch
+        pass
+
+
+def test_a_dead_lease_is_taken_over_and_who_stood_still_writes_no_more(tmp_path: Path, monkeypatch):
+    run, said = tmp_path / "run", []
+    with held_elsewhere(run, monkeypatch) as holder:
+        holder.send_signal(signal.SIGSTOP)
+        with locked(run, said.append) as still_ours:
+            assert "taken over" in said[-1]
+            holder.send_signal(signal.SIGCONT)
+            say_to(holder)
+            _, errors = holder.communicate(timeout=60)
+            assert "RunError" in errors and f"taken over by process {os.getpid()} on" in errors
+            still_ours()
+            assert (run / ".lease").exists()  # the loser did not remove what is ours
+
+
+def test_on_one_machine_nobody_waits_for_a_dead_lease(tmp_path: Path):
+    program = (
+        "import os, sys; from pathlib import Path; from tsuzuri.files import locked\n"
+        "with locked(Path(sys.argv[1])):\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)])
+    assert (tmp_path / ".lease").exists()
+    with locked(tmp_path, pytest.fail):
         pass

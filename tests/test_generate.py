@@ -120,20 +120,20 @@ def test_cached_logits_are_the_full_logits(name: str) -> None:
     full_BTV = np.asarray(full_forward(name)(tokens_BT))
 
     @jax.jit
-    def cached(tokens_BT: Any, positions_BT: Any, kv: Any) -> Any:
+    def cached(tokens_BT: Any, positions_BT: Any, kv: Any, slot: Any = 0, past: Any = None) -> Any:
         model = bind(cfg, params)
-        x_BTD, kv = model.hidden(tokens_BT, positions_BT, kv)
+        x_BTD, kv = model.hidden(tokens_BT, positions_BT, kv, slot=slot, past=past)
         return model.logits(x_BTD), kv
 
-    # Prefill 20 tokens, of which row r keeps its first few: the rest is padding, written over.
+    # Prefill 20 tokens, of which row r keeps its first few: the rest is padding, never seen again.
     kept_B = np.array([3, 20, 11, 7])
     logits_BTV, kv = cached(tokens_BT[:, :20], None, empty_cache(cfg, 4, CONTEXT))
     np.testing.assert_allclose(logits_BTV, full_BTV[:, :20], atol=1e-5, rtol=1e-5)
-    for n in range(CONTEXT - 20):
-        at_B = kept_B + n
-        logits_BTV, kv = cached(tokens_BT[np.arange(4), at_B][:, None], at_B[:, None], kv)
-        expected_BV = full_BTV[np.arange(4), at_B]
-        np.testing.assert_allclose(logits_BTV[:, 0], expected_BV, atol=1e-5, rtol=1e-5)
+    rows_B1, recent = np.arange(4)[:, None], empty_cache(cfg, 4, CONTEXT - 20)
+    for slot in range(0, CONTEXT - 20, 2):
+        at_BT = kept_B[:, None] + [slot, slot + 1]
+        logits_BTV, recent = cached(tokens_BT[rows_B1, at_BT], at_BT, recent, slot, (kv, kept_B))
+        np.testing.assert_allclose(logits_BTV, full_BTV[rows_B1, at_BT], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "slots"), [("llama", CONTEXT), ("gpt2", CONTEXT // 4)])
@@ -141,6 +141,7 @@ def test_greedy_is_the_naive_loop_also_beyond_the_context(
     name: str, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generate, "_LEAST_SLOTS", slots)  # gpt2's cache has to grow
+    monkeypatch.setattr(generate, "_LEAST_PREFILL", min(slots, generate._LEAST_PREFILL))
     sampling = Sampling(temperature=0, max_new_tokens=50, repetition_penalty=1.3)
     prompts = PROMPTS if slots == CONTEXT else SHORT
     completions = generator(name).generate(prompts, sampling)

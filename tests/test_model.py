@@ -15,12 +15,11 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tsuzuri.attention import attend, blocked
 from tsuzuri.config import Config, ModelConfig, replace
 from tsuzuri.losses import cross_entropy
 from tsuzuri.model import (
     Decoder,
-    attend,
-    causal_attention,
     dropout,
     flops_per_token,
     rotate,
@@ -164,7 +163,7 @@ def test_blocked_attention_is_plain_attention(length: int):
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         expected[..., t, :] = np.einsum("bgrs,bgsk->bgrk", weights, v[:, :, : t + 1])
-    np.testing.assert_allclose(causal_attention(q, k, v), expected, atol=2e-6)
+    np.testing.assert_allclose(blocked(q, k, v), expected, atol=2e-6)
 
 
 def test_attention_gradient_is_that_of_softmax():
@@ -186,7 +185,7 @@ def test_attention_gradient_is_that_of_softmax():
 
 def test_attention_bears_large_scores():
     q = jnp.full((1, 1, 1, 4, 2), 200.0)
-    out = causal_attention(q, q[:, :, 0], q[:, :, 0])
+    out = blocked(q, q[:, :, 0], q[:, :, 0])
     np.testing.assert_allclose(out, q, rtol=1e-6)
 
 

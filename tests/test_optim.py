@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from tsuzuri.config import Config, OptimConfig, replace
-from tsuzuri.losses import cross_entropy, objective
+from tsuzuri.losses import cross_entropy, in_parts, objective
 from tsuzuri.model import Decoder
 from tsuzuri.optim import OPTIMIZERS, SCHEDULES, decayed, make_optimizer, warmup_steps
 from tsuzuri.presets import PRESETS, preset
@@ -85,7 +85,7 @@ def test_large_logits_are_finite():
 def test_the_objective_is_the_loss_unless_it_is_told_otherwise():
     logits, targets, weights = random_batch()
     total, weight = cross_entropy(logits, targets, weights)
-    assert objective(logits, targets, weights) == (total / weight, total / weight)
+    assert objective(logits, targets, weights) == (total, total) and weight == weights.sum()
 
 
 @pytest.mark.parametrize(("smoothing", "z_loss"), [(0.1, 0.0), (0.0, 0.01), (0.3, 0.2)])
@@ -97,9 +97,8 @@ def test_the_objective_is_that_of_the_papers(smoothing: float, z_loss: float):
     wanted = (1 - smoothing) * np.eye(7)[targets] + smoothing / 7
     each = -(wanted * (exact - log_z[..., None])).sum(-1) + z_loss * log_z**2
     minimized, reported = objective(logits, targets, weights, smoothing, z_loss)
-    assert float(minimized) == pytest.approx((each * weights).sum() / weights.sum(), rel=1e-5)
-    total, weight = cross_entropy(logits, targets, weights)
-    assert float(reported) == float(total / weight)
+    assert float(minimized) == pytest.approx((each * weights).sum(), rel=1e-5)
+    assert reported == cross_entropy(logits, targets, weights)[0]
 
 
 def test_label_smoothing_is_optax_s():
@@ -107,7 +106,40 @@ def test_label_smoothing_is_optax_s():
     soft = optax.smooth_labels(jax.nn.one_hot(targets, 7), 0.1)
     each = optax.softmax_cross_entropy(logits, soft)
     minimized, _ = objective(logits, targets, weights, 0.1)
-    assert float(minimized) == pytest.approx(float((each * weights).sum() / weights.sum()), 1e-5)
+    assert float(minimized) == pytest.approx(float((each * weights).sum()), 1e-5)
+
+
+@pytest.mark.parametrize("parts", [2, 6])
+def test_a_loss_in_parts_is_the_loss(parts: int):
+    """Its two sums, and its gradient, with the extras; never are all logits there."""
+    rng = np.random.default_rng(0)
+    x, head = rng.normal(size=(2, 6, 5)), {"kernel": rng.normal(size=(5, 7)), "bias": np.ones(7)}
+    targets, weights = rng.integers(0, 7, (2, 6)), rng.random((2, 6))
+
+    def loss(head: Any, x: Any, targets: Any, weights: Any) -> Any:
+        logits = x @ head["kernel"] + jnp.broadcast_to(head["bias"], (*x.shape[:2], 7))
+        return objective(logits, targets, weights, 0.1, 0.01)
+
+    def gradient(loss: Any) -> Any:
+        def scaled(head: Any, x: Any) -> Any:
+            wanted, reported = loss(head, x, targets, weights)
+            return 3 * wanted, reported
+
+        return jax.jit(jax.value_and_grad(scaled, argnums=(0, 1), has_aux=True))
+
+    whole, in_some = gradient(loss), gradient(in_parts(loss, parts))
+    for a, b in zip(*(jax.tree.leaves(f(head, x)) for f in (whole, in_some)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        in_parts(loss, parts)(head, x, targets, weights), loss(head, x, targets, weights), rtol=1e-6
+    )
+    shapes = f"[2,{6 // parts},7]"
+    text = str(jax.make_jaxpr(in_some)(head, x))
+    assert (
+        shapes in text
+        and "[2,6,7]" not in text
+        and "[2,6,7]" in str(jax.make_jaxpr(whole)(head, x))
+    )
 
 
 @functools.cache
@@ -129,7 +161,7 @@ def learned(**changes: Any) -> Any:
         logits = x @ params["blocks"]["kernel"] @ params["head"]["kernel"]
         logits += params["head"]["bias"][None, None]
         extras = cfg.optim.label_smoothing, cfg.optim.z_loss
-        return objective(logits, y, jnp.ones(y.shape), *extras)[0]
+        return objective(logits, y, jnp.ones(y.shape), *extras)[0] / y.size
 
     def step(carry: Any, batch: Any) -> Any:
         params, state = carry

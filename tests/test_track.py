@@ -8,7 +8,7 @@ from tsuzuri.errors import UserError
 from tsuzuri.files import write_json
 from tsuzuri.plots import loss_plot
 from tsuzuri.run_folder import draw_loss
-from tsuzuri.track import Console, Jsonl, Log, duration, read_jsonl
+from tsuzuri.track import Console, Goodput, Jsonl, Log, duration, read_jsonl
 
 
 def test_what_will_be_done_again_is_removed(tmp_path):
@@ -84,3 +84,30 @@ def test_the_plot_is_a_picture_and_says_when_there_is_nothing(tmp_path):
     split = {"held_out": {"entropy_bits": None, "tokens": 5}}
     write_json(tmp_path / "features.json", {"splits": split})
     assert draw_loss(tmp_path).exists()
+
+
+def test_goodput_counts_every_second_over_all_starts(tmp_path, monkeypatch):
+    clock = {"monotonic": 0.0, "time": 1000.0}
+    for name in clock:
+        monkeypatch.setattr(f"tsuzuri.track.time.{name}", lambda name=name: clock[name])
+
+    def passes(seconds: float) -> None:
+        for name in clock:
+            clock[name] += seconds
+
+    first = Goodput([], 0)
+    passes(2)
+    first.now("training")
+    passes(6)
+    line = {"step": 10} | first.figures()
+    assert line["goodput"] == 0.75 and line["seconds"] == {"starting": 2, "training": 6}
+    passes(4)  # steps that were lost, and the time until someone came
+    again = Goodput([line, line | {"step": 20}], resumed_at=10)
+    passes(1)
+    again.now("training")
+    passes(2)
+    again.now("saving")
+    passes(1)
+    found = again.figures()
+    assert found["seconds"] == {"starting": 3, "training": 8, "lost": 4, "saving": 1}
+    assert found["goodput"] == 0.5

@@ -81,6 +81,28 @@ def test_running_it_again_changes_nothing(finished, tmp_path, text):
     assert train(preset("llama", **TINY), run, [text], progress=False) == finished[1]
 
 
+def test_a_profile_is_written_and_changes_nothing(finished, tmp_path, text):
+    summary = train(preset("llama", **TINY), tmp_path, [text], progress=False, profile=True)
+    assert summary["parameters_sha256"] == finished[1]["parameters_sha256"]
+    names = {path.name for path in (tmp_path / "profile").rglob("*") if path.is_file()}
+    assert "perfetto_trace.json.gz" in names
+    assert any(name.endswith(".xplane.pb") for name in names)  # what TensorBoard reads
+
+
+def test_accumulated_parts_are_the_batch(finished, tmp_path, text):
+    """The same to rounding (dropout off); and a run may change how it is computed."""
+    changes = TINY | {"model.dropout": 0.0}
+    plain = train(preset("llama", **changes), tmp_path / "a", [text], progress=False)
+    ways = {"accumulate": 2, "remat": "full", "scan_layers": True, "logits_mb": 1}
+    ways = {f"compute.{key}": value for key, value in ways.items()}
+    run = tmp_path / "b"
+    other = train(preset("llama", **changes | ways), run, [text], progress=False)
+    assert other["loss"] == pytest.approx(plain["loss"], abs=1e-4)
+    shutil.rmtree(run / "checkpoints" / "24")
+    mixed = train(preset("llama", **changes), run, [text], progress=False)
+    assert mixed["loss"] == pytest.approx(plain["loss"], abs=1e-4)
+
+
 def test_resumed_equals_undisturbed_to_the_bit(finished, tmp_path):
     run = _copy(finished, tmp_path)
     shutil.rmtree(run / "checkpoints" / "24")
@@ -218,10 +240,10 @@ def _then_signal(after):
 def test_one_bad_batch_skips_exactly_that_step():
     cfg = preset("llama", **TINY | {"model.dropout": 0.0, "optim.warmup_steps": 0})
     _, init, steps = make_training(cfg, cfg.resolved_model(258), one_device())
-    tokens, targets = np.random.default_rng(0).integers(0, 258, (2, 3, 4, 32))
-    weights = np.ones((3, 4, 32), np.float32)
+    tokens, targets = np.random.default_rng(0).integers(0, 258, (2, 3, 1, 4, 32))
+    weights = np.ones((3, 1, 4, 32), np.float32)
     bad = weights.copy()
-    bad[1, 0, 0] = np.nan
+    bad[1, 0, 0, 0] = np.nan
     state, metrics = steps(init(jax.random.key(0)), Batch(tokens, targets, bad))
     assert metrics["sound"].tolist() == [True, False, True]
     assert int(state.step) == 3

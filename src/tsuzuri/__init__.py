@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 
 def load(run: str | Path) -> "LanguageModel":
-    """The model of a run folder, at its newest sound checkpoint.
+    """The model of a run folder, or of one in a bucket, at its newest sound checkpoint.
 
     Raises:
       UserError: it is not a run folder, or holds no checkpoint yet.
@@ -24,4 +24,4 @@ def load(run: str | Path) -> "LanguageModel":
     """
     from tsuzuri.language_model import LanguageModel  # JAX is imported here, not with tsuzuri
 
-    return LanguageModel.load(Path(run))
+    return LanguageModel.load(run)

@@ -117,6 +117,20 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class ComputeConfig:
+    """How a step is computed: its speed and memory. Its result changes by rounding at most."""
+
+    accumulate: int = 1  # a batch goes through in so many parts, one after the other
+    # none: all that the backward pass needs is kept. dots: only what matrices gave. full: only each
+    # layer's input.
+    remat: Literal["none", "dots", "full"] = "none"  # what is recomputed instead of kept
+    scan_layers: bool = False  # compile one layer and loop over it: for deep models
+    # the fastest that the device has; plain XLA, in blocks; NVIDIA's cuDNN; or TPUs' splash kernel
+    attention: Literal["auto", "blocked", "cudnn", "splash"] = "auto"  # how attention is computed
+    logits_mb: int = 1024  # a device holds at most so many MB of logits at once
+
+
+@dataclass(frozen=True)
 class SampleConfig:
     """The text written while training."""
 
@@ -144,6 +158,7 @@ class Config:
     sample_every: int = 500  # steps between samples; 0: none
     log_every: int = 10  # steps between lines of metrics.jsonl
     steps_per_call: int = 10  # steps scanned in one call of the device, where the cadences allow
+    watchdog_seconds: int = 900  # a call that takes longer ends the run; 0: wait for ever
     init_from: str = ""  # begin with the parameters and the tokenizer of this run
     text: TextConfig = field(default_factory=TextConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -151,6 +166,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:
@@ -336,6 +352,14 @@ def _check(c: Config) -> None:
     must(0 <= c.optim.clip_norm < math.inf, "optim.clip_norm", "0 (never) or more")
     must(0 <= c.optim.label_smoothing < 1, "optim.label_smoothing", "at least 0 and less than 1")
     must(0 <= c.optim.z_loss < math.inf, "optim.z_loss", "0 (none) or more")
+    must(c.watchdog_seconds >= 0, "watchdog_seconds", "0 (never) or more")
+    for key in ("compute.accumulate", "compute.logits_mb"):
+        must(flat[key] >= 1, key, "at least 1")
+    if c.batch_size % c.compute.accumulate:
+        raise UserError(
+            f"batch_size {c.batch_size} is not divisible by compute.accumulate "
+            f"{c.compute.accumulate}"
+        )
     must(c.mesh.data >= 0, "mesh.data", "0 (what is left over) or more")
     for key in ("mesh.fsdp", "mesh.tensor", "sample.max_new_tokens"):
         must(flat[key] >= 1, key, "at least 1")

@@ -141,7 +141,7 @@ class Batches:
     """The endless batches of a training run: every block once an epoch, in another order each."""
 
     def __init__(self, blocks: Blocks, batch_size: int, seed: int):
-        self._blocks, self._batch_size = blocks, batch_size
+        self._blocks, self.batch_size = blocks, batch_size
         self._seed = seed
         self._steps = max(1, _AHEAD // batch_size)  # permuted in one call
         self._last_call = -1, np.empty(0)
@@ -150,20 +150,20 @@ class Batches:
         """The blocks of step `step`, int64 [B]."""
         call, row = divmod(step, self._steps)
         if self._last_call[0] != call:
-            count = self._steps * self._batch_size
+            count = self._steps * self.batch_size
             positions = np.arange(call * count, (call + 1) * count, dtype=np.uint64)
             rows = permuted(positions, len(self._blocks), self._seed)
-            self._last_call = call, rows.reshape(self._steps, self._batch_size)
+            self._last_call = call, rows.reshape(self._steps, self.batch_size)
         return self._last_call[1][row]
 
-    def batch(self, step: int, rows: slice | None = None) -> Batch:
+    def batch(self, step: int, rows: slice | np.ndarray | None = None) -> Batch:
         """The batch of step `step`, or only its `rows`, for a host that feeds only those."""
         indices = self.indices(step)
         return self._blocks.batch(indices if rows is None else indices[rows])
 
 
 def in_order(
-    blocks: Blocks, batch_size: int, limit: int = 0, rows: slice | None = None
+    blocks: Blocks, batch_size: int, limit: int = 0, rows: slice | np.ndarray | None = None
 ) -> Iterator[Batch]:
     """The blocks in their order, for evaluation; each batch has the same shape.
 
@@ -175,7 +175,7 @@ def in_order(
     total = len(blocks)
     count = min(limit, total) if limit else total
     for first in range(0, count, batch_size):
-        places = np.arange(first, first + batch_size)[rows or slice(None)]
+        places = np.arange(first, first + batch_size)[slice(None) if rows is None else rows]
         batch = blocks.batch(np.minimum(places, count - 1) * total // count)
         batch.weights_BL[places >= count] = 0
         yield batch

@@ -1,43 +1,66 @@
 """How well a model predicts a text: loss, perplexity, bits per byte."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from tsuzuri.checkpoint import parameters_sha256
 from tsuzuri.data import Batch, Blocks, in_order
-from tsuzuri.losses import cross_entropy
-from tsuzuri.model import Decoder
-from tsuzuri.sharding import BATCH
+from tsuzuri.losses import cross_entropy, in_parts
+from tsuzuri.model import PLAIN, Decoder, Execution, head_logits
+from tsuzuri.sharding import BATCH, local_rows
 
 # (parameters, batch) -> (summed loss, summed weights)
 EvalStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
 
 
-def make_eval_step(graphdef: nnx.GraphDef[Decoder]) -> EvalStep:
-    """The jitted loss of one batch, dropout off."""
+def make_eval_step(
+    graphdef: nnx.GraphDef[Decoder], mesh: Mesh, how: Execution = PLAIN, parts: int = 1
+) -> EvalStep:
+    """The jitted loss of one batch, dropout off; both sums on all hosts.
 
-    @jax.jit
-    def eval_step(params, b: Batch):
-        logits_BLV = nnx.merge(graphdef, params)(b.tokens_BL, b.segments_BL, b.positions_BL)
-        return cross_entropy(logits_BLV, b.targets_BL, b.weights_BL)
+    Args:
+      parts: of the tokens, whose logits are there one after the other (`losses.in_parts`).
+    """
 
-    return eval_step
+    def eval_step(params: Any, b: Batch) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graphdef, params)
+        x_BLD, _ = model.hidden(b.tokens_BL, b.positions_BL, None, None, b.segments_BL, how)
+
+        def loss(head: Any, x_BLD: jax.Array, targets_BL: jax.Array, weights_BL: jax.Array) -> Any:
+            return cross_entropy(head_logits(model.cfg, head, x_BLD), targets_BL, weights_BL)
+
+        head = model.head_weights(how)
+        return in_parts(loss, parts)(head, x_BLD, b.targets_BL, b.weights_BL)
+
+    return jax.jit(eval_step, out_shardings=NamedSharding(mesh, P()))
 
 
 def mean_loss(
-    eval_step: EvalStep, params: Any, batches: Iterable[Batch], mesh: Mesh
+    eval_step: EvalStep, params: Any, blocks: Blocks, batch: int, mesh: Mesh, limit: int = 0
 ) -> tuple[float, int]:
-    """The mean loss over every token of `batches`, in nats a token, and the number of tokens.
+    """The mean loss over every token of the blocks, in nats a token, and the number of tokens.
 
     Sums are divided once, at the end, so padding and the size of the batches change nothing.
+
+    Args:
+      batch: blocks at a time, a multiple of the devices that share a batch.
+      limit: look at so many blocks at most, evenly spaced; 0 for all.
     """
-    rows = NamedSharding(mesh, BATCH)
-    sums = [eval_step(params, jax.device_put(batch, rows)) for batch in batches]
+    split, rows = NamedSharding(mesh, BATCH), local_rows(mesh, batch)
+
+    def on_devices(local: Any) -> jax.Array:
+        return jax.make_array_from_process_local_data(split, local, (batch, local.shape[1]))
+
+    sums = [
+        eval_step(params, jax.tree.map(on_devices, part))
+        for part in in_order(blocks, batch, limit, rows)
+    ]
     tokens = sum(float(weight) for _, weight in sums)
     return math.fsum(float(loss) for loss, _ in sums) / tokens, round(tokens)
 
@@ -58,7 +81,7 @@ def split_figures(
       split: the split's entry in features.json.
       batch: blocks at a time, a multiple of the devices that share a batch.
     """
-    loss, tokens = mean_loss(eval_step, params, in_order(blocks, batch), mesh)
+    loss, tokens = mean_loss(eval_step, params, blocks, batch, mesh)
     bits = split["entropy_bits"]
     return {
         "loss": loss,

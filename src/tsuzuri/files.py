@@ -3,14 +3,21 @@
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Iterator
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tsuzuri.errors import RunError, UserError
+
+LEASE_SECONDS = 30.0  # a lease that is not renewed for so long is nobody's
 
 
 @contextlib.contextmanager
@@ -86,30 +93,141 @@ def remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds `folder` for this process alone; the kernel lets go of it however the process ends.
+def locked(
+    folder: Path, say: Callable[[str], None] = lambda line: None
+) -> Iterator[Callable[[], None]]:
+    """Holds `folder` for this process alone.
+
+    On one machine the kernel keeps others out, and lets go however the process ends. For machines
+    that share the folder there is a lease beside: folder/.lease, which is renewed as long as the
+    folder is held. Who comes from another machine watches it for LEASE_SECONDS; no clocks are
+    compared.
+
+    Args:
+      folder: made if need be.
+      say: is told of a lease that is watched, and taken over.
+
+    Yields:
+      A function to call before something is written: it raises RunError when another process has
+      taken the lease over, as it may after this one has stood still.
 
     Raises:
       UserError: another process holds it, or the folder cannot be written.
     """
-    try:
+    with _writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a+")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
     with file:
+        kernel_decides = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise UserError(
-                f"{folder} is in use by process {file.read().strip() or 'unknown'}; "
-                "wait for it, or choose another --run"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+            raise in_use(folder, f"process {file.read().strip() or 'unknown'}") from None
+        except OSError:  # a file system without locks
+            kernel_decides = False
+        with _writing_to(folder):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        with _lease(folder, kernel_decides, say) as still_ours:
+            yield still_ours
+
+
+def machine() -> str:
+    """What tells this machine, as it runs since its last start, from all others."""
+    with contextlib.suppress(OSError):  # Linux only
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot}"
+    return socket.gethostname()
+
+
+@contextlib.contextmanager
+def _lease(
+    folder: Path, kernel_decides: bool, say: Callable[[str], None]
+) -> Iterator[Callable[[], None]]:
+    path = folder / ".lease"
+    mine = {"machine": machine(), "process": os.getpid(), "id": secrets.token_hex(8)}
+    renewals = itertools.count()
+
+    def text() -> str:
+        return json.dumps(mine | {"renewals": f"{next(renewals):09}"})  # always of one length
+
+    def renew() -> None:
+        try:
+            with path.open("r+") as file:
+                found = file.read()
+                if mine["id"] in found:
+                    file.seek(0)
+                    file.write(text())
+                    return
+        except FileNotFoundError:  # whoever took it over has ended since
+            found = ""
+        except OSError:  # the storage cannot be reached: what is to be written will tell
+            return
+        raise RunError(
+            f"{folder} was taken over by {holder(found)} while this process stood still; "
+            "this one writes no more"
+        )
+
+    def keep_renewing() -> None:
+        with contextlib.suppress(RunError):  # the next to write is told
+            while not done.wait(LEASE_SECONDS / 6):
+                renew()
+
+    theirs = _read(path)
+    if theirs is not None and not (kernel_decides and machine() in theirs):
+        say(f"{folder} was held by {holder(theirs)}; watching {LEASE_SECONDS:g} s if it still is")
+        until = time.monotonic() + LEASE_SECONDS
+        while (now := _read(path)) is not None and time.monotonic() < until:
+            if now not in ("", theirs):
+                raise in_use(folder, holder(now))
+            time.sleep(LEASE_SECONDS / 60)
+        say(f"WARNING: {holder(theirs)} no longer renews its lease; {folder} is taken over")
+    with _writing_to(folder):
+        path.write_text(text())
+    done = threading.Event()
+    thread = threading.Thread(target=keep_renewing, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield renew
+    finally:
+        done.set()
+        thread.join()
+        if mine["id"] in (_read(path) or ""):
+            path.unlink()
+
+
+def _read(path: Path) -> str | None:
+    """A lease; nothing where it cannot be read just now, None where there is none."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return ""
+
+
+def holder(lease: str) -> str:
+    """Who holds a lease, in words."""
+    try:
+        found = json.loads(lease)
+        return f"process {found['process']} on {found['machine'].split()[0]}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "an unknown process"
+
+
+@contextlib.contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    try:
         yield
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+
+
+def in_use(run: Path | str, by: str) -> UserError:
+    """The error for who comes to a run that another process holds."""
+    return UserError(f"{run} is in use by {by}; wait for it, or choose another --run")
 
 
 def _sync(path: Path) -> None:

@@ -12,7 +12,7 @@ import codecs
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -320,15 +320,17 @@ def _decode(
     model = _model(cfg, params)
     rows_B = jnp.arange(len(token_B))
     seeds_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(knobs.seed), rows_B)
-    slots = cache.keys[0].shape[2]
+    slots, first_B = cache.keys[0].shape[2], position_B
 
     def goes_on(state: tuple[Any, ...]) -> jax.Array:
         n, _, _, position_B, done_B, _, _ = state
         return (n < limit) & ~done_B.all() & (done_B | (position_B < slots)).all()
 
     def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        n, cache, token_B, position_B, done_B, seen_BV, tokens_BN = state
-        x_BTD, cache = model.hidden(token_B[:, None], position_B[:, None], cache)
+        n, recent, token_B, position_B, done_B, seen_BV, tokens_BN = state
+        x_BTD, recent = model.hidden(
+            token_B[:, None], position_B[:, None], recent, slot=n, past=(cache, first_B)
+        )
         logits_BV = model.logits(x_BTD[:, 0])
         penalty = knobs.repetition_penalty
         less_BV = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
@@ -338,7 +340,7 @@ def _decode(
         token_B = draw(logits_BV, keys_B, knobs, candidates)
         return (
             n + 1,
-            cache,
+            recent,
             token_B,
             position_B + ~done_B,
             done_B | (token_B == end_of_text),
@@ -347,14 +349,28 @@ def _decode(
         )
 
     tokens_BN = jnp.zeros((len(token_B), _CHUNK), jnp.int32)
-    state = (0, cache, token_B, position_B, done_B, seen_BV, tokens_BN)
-    n, cache, _, _, _, _, tokens_BN = jax.lax.while_loop(goes_on, body, state)
-    return cache, tokens_BN, n
+    recent = empty_cache(cfg, len(token_B), _CHUNK)
+    state = (0, recent, token_B, position_B, done_B, seen_BV, tokens_BN)
+    n, recent, _, _, _, _, tokens_BN = jax.lax.while_loop(goes_on, body, state)
+    # The loop only read the cache. What it wrote goes there now, each text's after its own.
+    turns_N = jnp.arange(_CHUNK)
+    slots_BN = jnp.where((turns_N < n)[None, :], first_B[:, None] + turns_N[None, :], slots)
+
+    def settle(old_BGSK: jax.Array, new_BGNK: jax.Array) -> jax.Array:
+        new_BNGK = new_BGNK.transpose(0, 2, 1, 3)
+        return old_BGSK.at[rows_B[:, None], :, slots_BN].set(new_BNGK, mode="drop")
+
+    return jax.tree.map(settle, cache, recent), tokens_BN, n
+
+
+@cache
+def graphdef(cfg: ModelConfig) -> nnx.GraphDef[Decoder]:
+    """The Decoder without its parameters; making it costs half of what tracing a program does."""
+    return nnx.split(nnx.eval_shape(lambda: Decoder(cfg, rngs=nnx.Rngs(0))))[0]
 
 
 def _model(cfg: ModelConfig, params: Any) -> Decoder:
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: Decoder(cfg, rngs=nnx.Rngs(0))))
-    return nnx.merge(graphdef, params)
+    return nnx.merge(graphdef(cfg), params)
 
 
 def _make_room(cfg: ModelConfig, cache: KVCache | None, batch: int, slots: int) -> KVCache:

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tsuzuri import checkpoint, corpus, evaluate, features, run_folder, tokenizer
+from tsuzuri import checkpoint, cloud, corpus, evaluate, features, run_folder, tokenizer
 from tsuzuri.config import Config, FeaturesConfig, TextConfig
 from tsuzuri.data import Blocks
 from tsuzuri.errors import UserError
 from tsuzuri.files import read_json
-from tsuzuri.generate import Completion, Generator, Sampling
+from tsuzuri.generate import Completion, Generator, Sampling, graphdef
 from tsuzuri.model import Decoder
 from tsuzuri.sharding import one_device, shardings
 from tsuzuri.tokenizer import Tokenizer
@@ -46,15 +46,14 @@ class LanguageModel:
         self.run, self.config, self.tokenizer = run, config, tokenizer
         self.params, self.step, self._say = params, step, say
         self.model_config = config.resolved_model(tokenizer.vocab_size)
-        self._graphdef = nnx.split(
-            nnx.eval_shape(lambda: Decoder(self.model_config, rngs=nnx.Rngs(0)))
-        )[0]
+        self._graphdef = graphdef(self.model_config)
         self._generator = Generator(self.model_config, params, tokenizer)
 
     @classmethod
-    def load(cls, run: Path, say: Callable[[str], None] | None = None) -> "LanguageModel":
+    def load(cls, run: str | Path, say: Callable[[str], None] | None = None) -> "LanguageModel":
         """The newest sound checkpoint of a run folder; see `tsuzuri.load`."""
         say = say or (lambda message: print(message, file=sys.stderr))
+        run = cloud.fetched(run, say)
         config = run_folder.read_config(run)
         tok = tokenizer.load(run / "tokenizer")
         model_config = config.resolved_model(tok.vocab_size)
@@ -185,7 +184,7 @@ class LanguageModel:
             split = "held_out"
             folder, found = run_folder.features_of(self.run)
         figures = evaluate.split_figures(
-            evaluate.make_eval_step(self._graphdef),
+            evaluate.make_eval_step(self._graphdef, one_device()),
             self.params,
             Blocks.open(folder, split, self.tokenizer, self._say),
             found["splits"][split],

@@ -10,18 +10,49 @@ Modules hold parameters and nothing else: the KV cache and the dropout key are a
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
+from tsuzuri.attention import Attention as AttentionKernel
+from tsuzuri.attention import attend, blocked
 from tsuzuri.config import ModelConfig
 
-# Causal attention takes its queries in this many blocks, each against the keys up to its own end,
-# so that most of the masked half is never computed.
-_QUERY_BLOCKS = 4
+
+class Execution(NamedTuple):
+    """How the numbers are computed; what they are changes by rounding at most.
+
+    Attributes:
+      attention: one of attention.py's.
+      remat: what the backward pass computes again, as in ComputeConfig.
+      scan_layers: loop over the layers instead of compiling each.
+      gather: parameters (a nested dict with the model's own names) -> the same, whole for the time
+        of their work; None where they are.
+      lookup: (table [V, D], ids [B, T]) -> its rows [B, T, D].
+      stream: the residual stream between two layers -> the same, where the mesh wants it.
+    """
+
+    attention: AttentionKernel = blocked
+    remat: str = "none"
+    scan_layers: bool = False
+    gather: Callable[[Any], Any] | None = None
+    lookup: Callable[[jax.Array, jax.Array], jax.Array] = partial(jnp.take, axis=0)
+    stream: Callable[[jax.Array], jax.Array] = lambda x_BTD: x_BTD
+
+
+PLAIN = Execution()
+
+# What is kept for the backward pass. Weights that were gathered for their work never are.
+_POLICIES = {
+    "none": jax.checkpoint_policies.save_anything_except_these_names("weights"),
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class KVCache(NamedTuple):
@@ -58,10 +89,11 @@ class Decoder(nnx.Module):
         segments_BT: jax.Array | None = None,
         positions_BT: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
+        how: Execution = PLAIN,
     ) -> jax.Array:
         """Logits of the token after each, float32 [B, T, V]; see `hidden` for what is given."""
-        x_BTD, _ = self.hidden(tokens_BT, positions_BT, None, dropout_key, segments_BT)
-        return self.logits(x_BTD)
+        x_BTD, _ = self.hidden(tokens_BT, positions_BT, None, dropout_key, segments_BT, how)
+        return head_logits(self.cfg, self.head_weights(how), x_BTD)
 
     def hidden(
         self,
@@ -70,60 +102,116 @@ class Decoder(nnx.Module):
         cache: KVCache | None = None,
         dropout_key: jax.Array | None = None,
         segments_BT: jax.Array | None = None,
+        how: Execution = PLAIN,
+        slot: int | jax.Array = 0,
+        past: tuple[KVCache, jax.Array] | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """The residual stream before the head [B, T, D], and the cache with these tokens in it.
 
         Args:
           tokens_BT: token ids.
-          positions_BT: each token's place in its own text, its place in the cache too; by default
-            0, 1, 2 ... T-1.
-          cache: what came before, from `empty_cache` or an earlier call; none when training.
+          positions_BT: each token's place in its own text; by default 0, 1, 2 ... T-1.
+          cache: from `empty_cache` or an earlier call; none when training.
           dropout_key: none switches dropout off.
           segments_BT: the document of each token: a token sees those of its own document only.
             None where a row is one text. Not together with a cache.
+          how: for training; with a cache the layers run as they are written.
+          slot: where in the cache these tokens go, slot, slot + 1 ... in every text; they see what
+            lies before it.
+          past: a cache of what came before that, and how many of its slots each text fills [B]. It
+            is only read: what a loop writes XLA may copy at every turn, and this is the larger.
         """
         cfg = self.cfg
         if positions_BT is None:
             positions_BT = jnp.arange(tokens_BT.shape[1])[None, :]
-        keys = [None] * (cfg.num_layers + 1)
+        keys_N = None
         if dropout_key is not None and cfg.dropout:
-            keys = list(jax.random.split(dropout_key, cfg.num_layers + 1))
+            dropout_key, layers_key = jax.random.split(dropout_key)
+            keys_N = jax.random.split(layers_key, cfg.num_layers)
 
-        x_BTD = self.token_embed(tokens_BT).astype(cfg.dtype)
+        x_BTD = how.lookup(self.token_embed.embedding[...], tokens_BT).astype(cfg.dtype)
         if cfg.positions == "learned":
-            x_BTD += self.position_embed(positions_BT).astype(cfg.dtype)
+            places = {"position_embed": {"embedding": self.position_embed.embedding[...]}}
+            places = how.gather(places) if how.gather else places
+            rows_BTD = jnp.take(places["position_embed"]["embedding"], positions_BT, axis=0)
+            x_BTD += rows_BTD.astype(cfg.dtype)
         elif cfg.positions == "sinusoidal":
             x_BTD += sinusoids(positions_BT, cfg.embed_dim).astype(cfg.dtype)
-        x_BTD = dropout(x_BTD, cfg.dropout, keys[0])
+        x_BTD = dropout(x_BTD, cfg.dropout, dropout_key)
 
-        layers: list[tuple[jax.Array, jax.Array] | None] = []
-        for i, block in enumerate(self.blocks):
-            layer = None if cache is None else (cache.keys[i], cache.values[i])
-            x_BTD, layer = block(x_BTD, positions_BT, segments_BT, layer, keys[i + 1])
-            layers.append(layer)
+        if cache is None:
+            x_BTD = self._layers(x_BTD, positions_BT, segments_BT, keys_N, how)
+        else:
+            layers = []
+            for i, block in enumerate(self.blocks):
+                old = past and (past[0].keys[i], past[0].values[i], past[1])
+                layer = cache.keys[i], cache.values[i], slot, old
+                x_BTD, layer = block(x_BTD, positions_BT, layer=layer)
+                layers.append(layer)
+            cache = KVCache(*zip(*layers, strict=True))
         if cfg.final_norm:
             x_BTD = self.final_norm(x_BTD)
-        if cache is not None:
-            cache = KVCache(*zip(*layers, strict=True))
         return x_BTD, cache
+
+    def _layers(self, x_BTD, positions_BT, segments_BT, keys_N, how: Execution):
+        """All blocks one after the other, executed as `how` says."""
+        graphdef = nnx.split(self.blocks[0])[0]
+        params = [nnx.to_pure_dict(nnx.split(block)[1]) for block in self.blocks]
+        # Matrices compute in cfg.dtype: cast before they are gathered or stacked, they are smaller.
+        params = jax.tree.map(lambda p: p.astype(self.cfg.dtype) if p.ndim > 1 else p, params)
+
+        def one_layer(x_BTD, layer):
+            block_params, key = layer
+            if how.gather:
+                block_params = checkpoint_name(how.gather(block_params), "weights")
+            block = nnx.merge(graphdef, block_params)
+            x_BTD, _ = block(x_BTD, positions_BT, segments_BT, key=key, attention=how.attention)
+            return how.stream(x_BTD), None
+
+        if how.remat != "none" or how.gather:
+            # A loop by itself keeps the compiler from merging the second computation with the first
+            policy = _POLICIES[how.remat]
+            one_layer = jax.checkpoint(one_layer, policy=policy, prevent_cse=not how.scan_layers)
+        x_BTD = how.stream(x_BTD)
+        if how.scan_layers:
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+            return jax.lax.scan(one_layer, x_BTD, (stacked, keys_N))[0]
+        for i, block_params in enumerate(params):
+            key = None if keys_N is None else keys_N[i]
+            x_BTD, _ = one_layer(x_BTD, (block_params, key))
+        return x_BTD
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """The head: [..., D] -> float32 [..., V]."""
-        cfg = self.cfg
-        if cfg.tied_head:
-            table_VD = self.token_embed.embedding[...].astype(cfg.dtype)
-            out = jax.lax.dot_general(
-                x_BTD,
-                table_VD,
-                (((x_BTD.ndim - 1,), (1,)), ((), ())),
-                preferred_element_type=jnp.float32,
-            )
-            out = out / math.sqrt(cfg.embed_dim) if cfg.scale_tied_head else out
+        return head_logits(self.cfg, self.head_weights(), x_BTD)
+
+    def head_weights(self, how: Execution = PLAIN) -> Any:
+        """What `head_logits` multiplies with: the tied table or the head, matrices in cfg.dtype."""
+        if self.cfg.tied_head:
+            weights = {"token_embed": {"embedding": self.token_embed.embedding[...]}}
         else:
-            out = self.head(x_BTD).astype(jnp.float32)
-        if cfg.logit_cap:  # Gemma 2, arXiv:2408.00118
-            out = cfg.logit_cap * jnp.tanh(out / cfg.logit_cap)
-        return out
+            weights = {"head": nnx.to_pure_dict(nnx.split(self.head)[1])}
+        weights = jax.tree.map(lambda p: p.astype(self.cfg.dtype) if p.ndim > 1 else p, weights)
+        return how.gather(weights) if how.gather else weights
+
+
+def head_logits(cfg: ModelConfig, weights: Any, x_BTD: jax.Array) -> jax.Array:
+    """The head, of `Decoder.head_weights`: the residual stream [..., D] to float32 [..., V]."""
+    if cfg.tied_head:
+        matrix, dimension = weights["token_embed"]["embedding"], 1
+    else:
+        matrix, dimension = weights["head"]["kernel"], 0
+    contracted = ((x_BTD.ndim - 1,), (dimension,))
+    out = jax.lax.dot_general(
+        x_BTD, matrix, (contracted, ((), ())), preferred_element_type=jnp.float32
+    )
+    if cfg.scale_tied_head:
+        out = out / math.sqrt(cfg.embed_dim)
+    if cfg.head_bias:
+        out += jnp.broadcast_to(weights["head"]["bias"], out.shape)
+    if cfg.logit_cap:  # Gemma 2, arXiv:2408.00118
+        out = cfg.logit_cap * jnp.tanh(out / cfg.logit_cap)
+    return out
 
 
 def empty_cache(cfg: ModelConfig, batch: int, length: int) -> KVCache:
@@ -159,16 +247,18 @@ class Block(nnx.Module):
         self.mlp_norm = _norm(cfg, cfg.embed_dim, rngs)
         self.mlp = MLP(cfg, rngs=rngs)
 
-    def __call__(self, x_BTD, positions_BT, segments_BT, layer, key):
+    def __call__(
+        self, x_BTD, positions_BT, segments_BT=None, layer=None, key=None, attention=blocked
+    ):
         rate = self.cfg.dropout
         key_1, key_2 = (None, None) if key is None else jax.random.split(key)
         if self.cfg.norm_place == "pre":
             y_BTD = self.attention_norm(x_BTD)
-            y_BTD, layer = self.attention(y_BTD, positions_BT, segments_BT, layer)
+            y_BTD, layer = self.attention(y_BTD, positions_BT, segments_BT, layer, attention)
             x_BTD += dropout(y_BTD, rate, key_1)
             x_BTD += dropout(self.mlp(self.mlp_norm(x_BTD)), rate, key_2)
         else:
-            y_BTD, layer = self.attention(x_BTD, positions_BT, segments_BT, layer)
+            y_BTD, layer = self.attention(x_BTD, positions_BT, segments_BT, layer, attention)
             x_BTD = self.attention_norm(x_BTD + dropout(y_BTD, rate, key_1))
             x_BTD = self.mlp_norm(x_BTD + dropout(self.mlp(x_BTD), rate, key_2))
         return x_BTD, layer
@@ -189,7 +279,7 @@ class Attention(nnx.Module):
             self.query_norm = _norm(cfg, cfg.head_dim, rngs, kind="rmsnorm")
             self.key_norm = _norm(cfg, cfg.head_dim, rngs, kind="rmsnorm")
 
-    def __call__(self, x_BTD, positions_BT, segments_BT, layer):
+    def __call__(self, x_BTD, positions_BT, segments_BT, layer, attention):
         cfg = self.cfg
         B, T, _ = x_BTD.shape
         G, K = cfg.num_kv_heads, cfg.head_dim
@@ -204,16 +294,19 @@ class Attention(nnx.Module):
         q_BGRTK = q_BHTK.reshape(B, G, -1, T, K)
 
         if layer is None:
-            o_BGRTK = causal_attention(q_BGRTK, k_BGTK, v_BGTK, segments_BT)
+            o_BGRTK = attention(q_BGRTK, k_BGTK, v_BGTK, segments_BT)
         else:
-            layer = keys_BGSK, values_BGSK = (
-                _write(layer[0], k_BGTK, positions_BT),
-                _write(layer[1], v_BGTK, positions_BT),
-            )
-            # A text's tokens lie in the cache by position, so what is later is not yet seen.
-            slots_S = jnp.arange(keys_BGSK.shape[2])
-            seen_BTS = slots_S[None, None, :] <= positions_BT[:, :, None]
-            o_BGRTK = attend(q_BGRTK, keys_BGSK, values_BGSK, seen_BTS[:, None, None])
+            keys_BGSK, values_BGSK, slot, past = layer
+            keys_BGSK = jax.lax.dynamic_update_slice_in_dim(keys_BGSK, k_BGTK, slot, axis=2)
+            values_BGSK = jax.lax.dynamic_update_slice_in_dim(values_BGSK, v_BGTK, slot, axis=2)
+            layer = keys_BGSK, values_BGSK
+            seen_TS = jnp.arange(keys_BGSK.shape[2])[None, :] <= slot + jnp.arange(T)[:, None]
+            more = []
+            if past:
+                older_BGSK, length_B = past[0], past[2]
+                seen_BS = jnp.arange(older_BGSK.shape[2])[None, :] < length_B[:, None]
+                more.append((older_BGSK, past[1], seen_BS[:, None, None, None]))
+            o_BGRTK = attend(q_BGRTK, *layer, seen_TS[None, None, None], *more)
         o_BTD = o_BGRTK.reshape(B, -1, T, K).transpose(0, 2, 1, 3).reshape(B, T, -1)
         return self.out(o_BTD), layer
 
@@ -239,38 +332,6 @@ class MLP(nnx.Module):
         return self.down(h_BTF)
 
 
-def attend(q_BGRTK, k_BGSK, v_BGSK, seen_BGRTS):
-    """softmax(q k / sqrt(K)) v over the keys that are seen; scores in float32. [B, G, R, T, K]
-
-    The softmax divides last, K numbers a token instead of S (as FlashAttention, Dao et al. 2022),
-    which makes its gradient cheaper too.
-    """
-    q_BGRTK = q_BGRTK / math.sqrt(q_BGRTK.shape[-1])
-    scores = jnp.einsum("bgrtk,bgsk->bgrts", q_BGRTK, k_BGSK, preferred_element_type=jnp.float32)
-    scores = jnp.where(seen_BGRTS, scores, -jnp.inf)
-    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights = jnp.exp(scores - largest)
-    out_BGRTK = jnp.einsum("bgrts,bgsk->bgrtk", weights.astype(v_BGSK.dtype), v_BGSK)
-    return out_BGRTK / jnp.sum(weights, axis=-1, keepdims=True).astype(v_BGSK.dtype)
-
-
-def causal_attention(q_BGRTK, k_BGTK, v_BGTK, segments_BT=None):
-    """Each token attends to itself and what came before it in its segment. [B, G, R, T, K]"""
-    T = q_BGRTK.shape[3]
-    blocks = _QUERY_BLOCKS if T % _QUERY_BLOCKS == 0 and T >= 128 else 1
-    step = T // blocks
-    out = []
-    for start in range(0, T, step):
-        end = start + step
-        seen_TS = jnp.arange(end)[None, :] <= jnp.arange(start, end)[:, None]
-        seen_BTS = seen_TS[None]
-        if segments_BT is not None:
-            seen_BTS &= segments_BT[:, start:end, None] == segments_BT[:, None, :end]
-        q = q_BGRTK[:, :, :, start:end]
-        out.append(attend(q, k_BGTK[:, :, :end], v_BGTK[:, :, :end], seen_BTS[:, None, None]))
-    return jnp.concatenate(out, axis=3)
-
-
 def rotate(x_BHTK, positions_BT, theta):
     """Rotary positions (Su et al. 2021), the halves paired as in Llama: (i, i + K/2)."""
     half = x_BHTK.shape[-1] // 2
@@ -294,13 +355,6 @@ def dropout(x, rate, key):
     if key is None or rate == 0:
         return x
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
-
-
-def _write(cache_BGSK, new_BGTK, positions_BT):
-    """Puts each row's new keys or values at that row's own positions."""
-    rows = jnp.arange(new_BGTK.shape[0])[:, None]
-    new_BTGK = new_BGTK.transpose(0, 2, 1, 3)
-    return cache_BGSK.at[rows, :, positions_BT].set(new_BTGK, mode="drop")
 
 
 def _embedding_init(cfg: ModelConfig):

@@ -19,12 +19,14 @@ import psutil
 from flax import nnx
 from jax.sharding import AbstractMesh
 
+from tsuzuri.attention import name_of
 from tsuzuri.config import Config, MeshConfig, ModelConfig, suggestion
 from tsuzuri.devices import DEVICES, Device, peak
 from tsuzuri.errors import UserError
 from tsuzuri.model import Decoder, flops_per_token
 from tsuzuri.optim import make_optimizer
-from tsuzuri.sharding import AXES, path_of, shardings
+from tsuzuri.sharding import AXES, check_batch, path_of, shardings, whole_mesh
+from tsuzuri.train import loss_parts
 
 # Hoffmann et al. 2022 (arXiv:2203.15556): so many tokens a parameter spend the FLOPs best.
 CHINCHILLA = 20
@@ -40,13 +42,14 @@ class Memory:
     activations: int  # what the backward pass needs of the forward pass
     logits: int
     gradients: int
+    gradient_sums: int  # of the parts of a batch that went before, under compute.accumulate
     update: int  # what the optimizer works in
-    weight_copies: int  # under fsdp those at work are whole for a moment; on a CPU, in bfloat16
+    weight_copies: int  # those at work are whole for a moment under fsdp; stacked; in bfloat16
     head_gradient: int  # the first of the gradients
 
     @property
     def always(self) -> int:
-        return self.weights + self.optimizer + self.weight_copies
+        return self.weights + self.optimizer + self.weight_copies + self.gradient_sums
 
     @property
     def backward_begins(self) -> int:
@@ -113,23 +116,20 @@ def plan(
     if mfu is not None and not 0 < mfu <= 1:
         raise UserError(f"--mfu is {mfu}; it must be a share, more than 0 and at most 1")
     device = _device(kind, devices)
-    on_cpu = kind == "this" and jax.default_backend() == "cpu"
     cfg = dataclasses.replace(cfg, model=cfg.resolved_model(vocab_size))
-    mesh = _whole(cfg.mesh, devices)
-    rows = mesh.data * mesh.fsdp
-    if cfg.batch_size % rows:
-        raise UserError(
-            f"batch_size {cfg.batch_size} is not divisible by the {rows} devices that share the "
-            "batch (mesh.data x mesh.fsdp)"
-        )
+    mesh = whole_mesh(cfg.mesh, devices)
+    check_batch(mesh, cfg.batch_size, cfg.compute.accumulate)
+    platform = jax.default_backend() if kind == "this" else "tpu" if "tpu" in kind else "gpu"
+    attention = name_of(cfg.compute, cfg.model, cfg.sequence_length, platform)
+    how = {"on_cpu": platform == "cpu", "scores_kept": attention == "blocked"}
     shapes = state_shapes(cfg)
     leaves = jax.tree_util.tree_leaves_with_path(shapes.params)
     sizes = {path_of(keys): leaf.size for keys, leaf in leaves}
-    needed = memory(cfg, shapes, mesh, cfg.batch_size, on_cpu)
+    needed = memory(cfg, shapes, mesh, cfg.batch_size, **how)
     fitting = []
-    for other in _meshes(devices):
+    for other in meshes(devices):
         with contextlib.suppress(UserError):  # it does not divide the model
-            fitting.append((other, largest_batch(cfg, shapes, other, device, on_cpu)))
+            fitting.append((other, largest_batch(cfg, shapes, other, device, **how)))
     return Plan(
         cfg=cfg,
         kind=kind,
@@ -160,7 +160,12 @@ def state_shapes(cfg: Config) -> Shapes:
 
 
 def memory(
-    cfg: Config, shapes: Shapes, mesh: MeshConfig, batch_size: int, on_cpu: bool = False
+    cfg: Config,
+    shapes: Shapes,
+    mesh: MeshConfig,
+    batch_size: int,
+    on_cpu: bool = False,
+    scores_kept: bool = True,
 ) -> Memory:
     """The bytes of a training step on one device of the mesh.
 
@@ -170,6 +175,7 @@ def memory(
       mesh: without zeros.
       batch_size: over all devices, in place of cfg's.
       on_cpu: as XLA compiles for CPUs, which keeps more than for accelerators.
+      scores_kept: by the attention, for the backward pass; not by cuDNN or splash.
 
     Raises:
       UserError: the mesh does not divide the model.
@@ -181,14 +187,15 @@ def memory(
         return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in parts)
 
     m = cfg.model
+    width = width_of(m, on_cpu)
     weights = on_one_device(shapes.params, split.params)
     optimizer = on_one_device(shapes.opt_state, split.opt_state)
-    tokens = batch_size // (mesh.data * mesh.fsdp) * cfg.sequence_length
-    # float32; a CPU keeps the logits and their gradient, an accelerator fuses one into the loss.
-    logits = (2 if on_cpu else 1) * 4 * tokens * m.vocab_size // mesh.tensor
     blocks = [sum(x.size for x in jax.tree.leaves(b)) for b in shapes.params["blocks"].values()]
     head = m.vocab_size * m.embed_dim
-    copies = 4 * max(*blocks, head) // mesh.tensor if mesh.fsdp > 1 else 0
+    stacked = width * sum(blocks) // (mesh.fsdp * mesh.tensor) if cfg.compute.scan_layers else 0
+    copies = stacked
+    if mesh.fsdp > 1:  # a block and its gradient, or the head, for the time of its work
+        copies += width * max(2 * max(blocks), head) // mesh.tensor
     if on_cpu and m.dtype == "bfloat16":  # rounded, but as float32
         copies += weights
     update = 0
@@ -196,55 +203,112 @@ def memory(
         update = optimizer
         if cfg.optim.optimizer == "muon":  # X, X X^T and two more such, for all matrices at once
             update += 4 * 4 * sum(blocks)
+    activations, logits, head_gradient = _of_batch(cfg, mesh, batch_size, on_cpu, scores_kept)
     return Memory(
         weights=weights,
         optimizer=optimizer,
-        activations=int(tokens * kept_per_token(m, cfg.sequence_length, mesh.tensor, on_cpu)),
+        activations=activations,
         logits=logits,
-        gradients=weights,
+        gradients=weights + stacked,
+        gradient_sums=weights if cfg.compute.accumulate > 1 else 0,
         update=update,
         weight_copies=copies,
-        head_gradient=4 * head // (mesh.fsdp * mesh.tensor),
+        head_gradient=head_gradient,
     )
 
 
+def _of_batch(
+    cfg: Config, mesh: MeshConfig, batch_size: int, on_cpu: bool, scores_kept: bool
+) -> tuple[int, int, int]:
+    """What depends on the batch: activations, logits and the gradient that comes first."""
+    m = cfg.model
+    tokens = batch_size // (mesh.data * mesh.fsdp * cfg.compute.accumulate) * cfg.sequence_length
+    # XLA for CPUs computes nothing twice outside of a loop: it finds that both are the same.
+    remat = cfg.compute.remat if cfg.compute.scan_layers or not on_cpu else "none"
+    kept = kept_per_token(m, cfg.sequence_length, mesh.tensor, on_cpu, remat, scores_kept)
+    devices = AbstractMesh((mesh.data, mesh.fsdp, mesh.tensor), AXES)
+    parts = loss_parts(dataclasses.replace(cfg, batch_size=batch_size), m.vocab_size, devices)
+    # float32; a CPU keeps the logits and their gradient, an accelerator fuses one into the loss.
+    logits = (2 if on_cpu else 1) * 4 * tokens * m.vocab_size // (mesh.tensor * parts)
+    head = m.vocab_size * m.embed_dim // mesh.tensor
+    first = 4 * head // mesh.fsdp
+    if parts > 1:  # computed with the logits: the whole head's, and that of the stream
+        first = width_of(m, on_cpu) * (head + tokens * m.embed_dim)
+    return int(tokens * kept), logits, first
+
+
 def largest_batch(
-    cfg: Config, shapes: Shapes, mesh: MeshConfig, device: Device, on_cpu: bool = False
+    cfg: Config,
+    shapes: Shapes,
+    mesh: MeshConfig,
+    device: Device,
+    on_cpu: bool = False,
+    scores_kept: bool = True,
 ) -> int:
     """The largest batch that fits on the mesh, over all its devices; 0: not even one row each.
 
     Raises:
       UserError: the mesh does not divide the model.
     """
-    rows = mesh.data * mesh.fsdp
-    room = device.memory * device.usable
-    least = memory(cfg, shapes, mesh, rows, on_cpu)  # a row a device; they grow from there alike
-    if least.peak > room:
+    rows = mesh.data * mesh.fsdp * cfg.compute.accumulate
+    least = memory(cfg, shapes, mesh, rows, on_cpu, scores_kept)
+
+    def fits(times: int) -> bool:
+        activations, logits, first = _of_batch(cfg, mesh, times * rows, on_cpu, scores_kept)
+        needed = dataclasses.replace(
+            least, activations=activations, logits=logits, head_gradient=first
+        )
+        return needed.peak <= device.memory * device.usable
+
+    if not fits(1):
         return 0
-    more = (room - least.backward_begins) // (least.activations + least.logits)
-    return rows * (1 + int(more))
+    enough, too_many = 1, 2
+    while fits(too_many):
+        enough, too_many = too_many, 2 * too_many
+    while too_many - enough > 1:
+        middle = (enough + too_many) // 2
+        enough, too_many = (middle, too_many) if fits(middle) else (enough, middle)
+    return rows * enough
 
 
-def kept_per_token(m: ModelConfig, length: int, tensor: int = 1, on_cpu: bool = False) -> float:
+def width_of(m: ModelConfig, on_cpu: bool) -> int:
+    """The bytes of a number at work."""
+    return 2 if m.dtype == "bfloat16" and not on_cpu else 4  # a CPU computes in float32 anyway
+
+
+def kept_per_token(
+    m: ModelConfig,
+    length: int,
+    tensor: int = 1,
+    on_cpu: bool = False,
+    remat: str = "none",
+    scores_kept: bool = True,
+) -> float:
     """The bytes that one token's forward pass leaves for the backward pass.
 
     Each array that a gradient needs counts once, after Korthikanti et al. 2022 (arXiv:2205.05198),
-    for this Decoder: without recomputation, attention weights kept. XLA's compiler for a TPU v5e
-    (libtpu 0.0.42) asked for 653 MB where this makes 682 (llama, base but 2 layers, bfloat16, 8 x
-    512 tokens, 8,192 in the vocabulary). XLA's compiler for CPUs (jax 0.10) fuses less and keeps
-    more; its extra terms were read from its buffer assignments.
+    for this Decoder. XLA's compiler for a TPU v5e (libtpu 0.0.42) asked for 653 MB where this makes
+    682 (llama, base but 2 layers, bfloat16, 8 x 512 tokens, 8,192 in the vocabulary, nothing
+    computed twice). XLA's compiler for CPUs (jax 0.10) fuses less and keeps more; its extra terms
+    were read from its buffer assignments.
+
+    Args:
+      remat: as ComputeConfig's. What is computed again is there for one layer at a time.
     """
-    width = 2 if m.dtype == "bfloat16" and not on_cpu else 4  # a CPU computes in float32 anyway
+    width = width_of(m, on_cpu)
     D, F = m.embed_dim, m.mlp_dim / tensor
     heads, kv_heads = m.num_heads * m.head_dim / tensor, m.num_kv_heads * m.head_dim / tensor
-    query_blocks = 4 if length % 4 == 0 and length >= 128 else 1  # as causal_attention has it
+    query_blocks = 4 if length % 4 == 0 and length >= 128 else 1  # as attention.blocked has it
     seen = (query_blocks + 1) / (2 * query_blocks)  # the share of the scores that is computed
 
     layer = 2 * D  # the residual stream, before attention and MLP
     layer += 2 * D  # each normalized: what their matrices multiply
     layer += heads + 2 * kv_heads  # queries, keys, values
-    layer += seen * length * m.num_heads / tensor  # the attention's weights
     layer += heads  # what the attention gives, before its last matrix
+    if scores_kept:
+        layer += seen * length * m.num_heads / tensor  # the attention's weights
+    else:
+        layer += m.num_heads / tensor * 4 / width  # their sums' logarithms
     layer += {"swiglu": 3, "relu": 2, "gelu": 2, "gelu-tanh": 2}[m.activation] * F
     layer += (heads + kv_heads) * m.qk_norm  # before their norm
     outside = 2 * D  # the embedding, and the stream before the final norm
@@ -261,7 +325,13 @@ def kept_per_token(m: ModelConfig, length: int, tensor: int = 1, on_cpu: bool = 
         if m.dropout:  # as 32 bits
             layer += 3 * D
             outside += 2 * D
-    return width * (m.num_layers * layer + outside)
+    kept = {
+        "none": layer,
+        "dots": D + heads + 2 * kv_heads + D + (2 if m.activation == "swiglu" else 1) * F + D,
+        "full": D,
+    }[remat]
+    again = layer if remat != "none" else 0
+    return width * (m.num_layers * kept + again + outside)
 
 
 def table(plan: Plan) -> str:
@@ -270,16 +340,16 @@ def table(plan: Plan) -> str:
     count = mesh.data * mesh.fsdp * mesh.tensor
     place = f"{count} x {'this machine' if plan.kind == 'this' else plan.kind}"
     rows = [
-        ("run", f"{cfg.preset} {cfg.size}".strip() + f", {place}, {_mesh(mesh)}"),
+        ("run", f"{cfg.preset} {cfg.size}".strip() + f", {place}, {shown_mesh(mesh)}"),
         ("parameters", f"{plan.parameters:,}"),
         ("  embedding, head", f"{plan.embedding:,}"),
         ("  the rest", f"{plan.parameters - plan.embedding:,}"),
-        ("memory a device", f"{_size(plan.memory.peak)}, of these parts, not all at once"),
+        ("memory a device", f"{shown_size(plan.memory.peak)}, of these parts, not all at once"),
     ]
     for part, size in dataclasses.asdict(plan.memory).items():
         if size:
-            rows.append((f"  {part.replace('_', ' ')}", _size(size)))
-    room = _size(device.memory * device.usable)
+            rows.append((f"  {part.replace('_', ' ')}", shown_size(size)))
+    room = shown_size(device.memory * device.usable)
     if device.usable < 1:
         room += f", {device.usable:.0%} of it: more by XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"
     batch_tokens = cfg.batch_size * cfg.sequence_length
@@ -314,18 +384,7 @@ def _device(kind: str, devices: int) -> Device:
     return DEVICES[kind]
 
 
-def _whole(mesh: MeshConfig, devices: int) -> MeshConfig:
-    """The mesh with the devices that are left over as `data`."""
-    data = mesh.data or max(devices // (mesh.fsdp * mesh.tensor), 1)
-    if data * mesh.fsdp * mesh.tensor != devices:
-        raise UserError(
-            f"mesh data {data} x fsdp {mesh.fsdp} x tensor {mesh.tensor} makes "
-            f"{data * mesh.fsdp * mesh.tensor} devices, but --devices is {devices}"
-        )
-    return MeshConfig(data, mesh.fsdp, mesh.tensor)
-
-
-def _meshes(devices: int) -> Iterator[MeshConfig]:
+def meshes(devices: int) -> Iterator[MeshConfig]:
     """Every mesh of so many devices; those that send the least over their links come first."""
     parts = [n for n in range(1, devices + 1) if devices % n == 0]
     for tensor, fsdp in itertools.product(parts, parts):
@@ -338,11 +397,11 @@ def _advice(plan: Plan) -> str:
     batch = plan.cfg.batch_size
     for mesh, largest in plan.fitting:
         if batch <= largest and batch % (mesh.data * mesh.fsdp) == 0:
-            return f"{_mesh(mesh)}, with the least communication at batch_size {batch}"
+            return f"{shown_mesh(mesh)}, with the least communication at batch_size {batch}"
     mesh, largest = max(plan.fitting, key=lambda pair: pair[1])
     if not largest:
         return "none fits: give more devices, or larger ones"
-    return f"none at batch_size {batch}; {_mesh(mesh)} holds {_largest(largest)}"
+    return f"none at batch_size {batch}; {shown_mesh(mesh)} holds {_largest(largest)}"
 
 
 def _largest(batch: int) -> str:
@@ -351,11 +410,11 @@ def _largest(batch: int) -> str:
     return f"{batch:,} ({2 ** (batch.bit_length() - 1):,} as a power of two)"
 
 
-def _mesh(mesh: MeshConfig) -> str:
+def shown_mesh(mesh: MeshConfig) -> str:
     return f"mesh data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor}"
 
 
-def _size(size: float) -> str:
+def shown_size(size: float) -> str:
     return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 

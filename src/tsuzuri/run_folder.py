@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 
 # What may change when a run goes on; any other field makes another run.
 _MAY_CHANGE = ("steps", "eval_every", "eval_blocks", "save_every", "keep_checkpoints")
-_MAY_CHANGE += ("sample_every", "log_every", "sample.", "mesh.")
+_MAY_CHANGE += ("sample_every", "log_every", "watchdog_seconds", "sample.", "mesh.", "compute.")
 # Switches that older checkpoints know nothing of, with the value that means what those did.
 _LATER = {"logit_cap": 0.0}
 
@@ -110,14 +110,11 @@ def initial_parameters(init_from: Path, tokenizer: Tokenizer, cfg: ModelConfig, 
 
 def prepare(
     sources: Sequence[str], cfg: Config, run: Path, say: Say, progress: bool = True
-) -> tuple[Tokenizer, Path, dict[str, Any]]:
+) -> None:
     """Tokenizer and features of a run: made from `sources`, or as an earlier run left them.
 
     Args:
       sources: text files, folders or archives; or one features folder; or nothing, to go on.
-
-    Returns:
-      The tokenizer, the features folder, and what its features.json says.
 
     Raises:
       UserError: nothing to train on; or the run was trained on something else.
@@ -135,9 +132,8 @@ def prepare(
                 f"{folder} holds sequences of {given['sequence_length']} tokens; "
                 f"give --sequence-length {given['sequence_length']}"
             )
-        tok = tokenizer.load(folder / "tokenizer")
         if not (run / "tokenizer").exists():
-            tok.save(run / "tokenizer")
+            tokenizer.load(folder / "tokenizer").save(run / "tokenizer")
     else:
         folder = run / "features"
         if sources:
@@ -147,7 +143,6 @@ def prepare(
             if not recorded.exists():
                 raise UserError(f"{run} holds no features yet: give a text to train on")
             folder = Path(read_json(recorded)["folder"])
-        tok = tokenizer.load(run / "tokenizer")
         given = features.read_features(folder)
 
     recorded = run / "features.json"
@@ -160,7 +155,6 @@ def prepare(
             )
     inside = folder == run / "features"
     write_json(recorded, given | {"folder": "features" if inside else str(folder)})
-    return tok, folder, given
 
 
 def features_of(run: Path) -> tuple[Path, dict[str, Any]]:

@@ -7,7 +7,7 @@ so that each step stands once in every file.
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -108,28 +108,69 @@ class Console:
 
 
 class Log:
-    """The trackers of a run as one; and its samples, to samples.jsonl and the screen."""
+    """The trackers of a run as one; and its samples, to samples.jsonl and the screen.
 
-    def __init__(self, run: Path, resumed_at: int, console: Console):
+    Args:
+      write: of several hosts only one does.
+    """
+
+    def __init__(self, run: Path, resumed_at: int, console: Console, write: bool = True):
         self.say = console.say
-        self._samples = Jsonl(run / "samples.jsonl", resumed_at)
-        self._trackers: list[Tracker] = [
-            console,
-            Jsonl(run / "metrics.jsonl", resumed_at),
-            TensorBoard(run / "tensorboard", resumed_at),
-        ]
+        self.goodput = Goodput(read_jsonl(run / "metrics.jsonl"), resumed_at)
+        self._trackers: list[Tracker] = [console]
+        self._samples: list[Tracker] = []
+        if write:
+            self._samples = [Jsonl(run / "samples.jsonl", resumed_at)]
+            self._trackers += [
+                Jsonl(run / "metrics.jsonl", resumed_at),
+                TensorBoard(run / "tensorboard", resumed_at),
+            ]
 
     def __call__(self, step: int, metrics: Metrics) -> None:
         for tracker in self._trackers:
             tracker.log(step, metrics)
 
     def sample(self, step: int, prompt: str, text: str) -> None:
-        self._samples.log(step, {"prompt": prompt, "text": text})
+        for tracker in self._samples:
+            tracker.log(step, {"prompt": prompt, "text": text})
         self.say(f"--- step {step}: {prompt}{text}")
 
     def close(self) -> None:
-        for tracker in [self._samples, *self._trackers]:
+        for tracker in [*self._samples, *self._trackers]:
             tracker.close()
+
+
+class Goodput:
+    """Where the time of a run goes, over all its starts, in seconds by cause.
+
+    `training` is what counts; `lost` lies between the last line that was kept and this start: the
+    work that was lost, and the time until someone started the run again.
+    """
+
+    def __init__(self, lines: Sequence[Metrics], resumed_at: int):
+        kept = [line for line in lines if line["step"] <= resumed_at and "seconds" in line]
+        self._seconds: dict[str, float] = dict(kept[-1]["seconds"]) if kept else {}
+        if kept:
+            self._seconds["lost"] = self._seconds.get("lost", 0) + max(
+                time.time() - kept[-1]["time"], 0
+            )
+        self._doing, self._since = "starting", time.monotonic()
+
+    def now(self, doing: str) -> None:
+        """Something else begins: training, compiling, evaluating, saving, sampling."""
+        now = time.monotonic()
+        spent = self._seconds.get(self._doing, 0) + now - self._since
+        self._seconds[self._doing] = spent
+        self._doing, self._since = doing, now
+
+    def figures(self) -> dict[str, Any]:
+        """What stands in a line of metrics.jsonl: goodput is the share of the training."""
+        self.now(self._doing)
+        return {
+            "goodput": round(self._seconds.get("training", 0) / sum(self._seconds.values()), 4),
+            "time": round(time.time(), 3),
+            "seconds": {doing: round(s, 3) for doing, s in self._seconds.items()},
+        }
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,20 +17,32 @@ import numpy as np
 import optax
 import psutil
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tsuzuri import checkpoint, devices, evaluate, run_folder
-from tsuzuri.config import Config, ModelConfig
-from tsuzuri.data import Batch, Batches, Blocks, in_order
+from tsuzuri import checkpoint, devices, evaluate, hosts, run_folder, tokenizer
+from tsuzuri.attention import choose
+from tsuzuri.cloud import Bucket
+from tsuzuri.config import Config, ModelConfig, flatten
+from tsuzuri.data import Batch, Batches, Blocks
 from tsuzuri.errors import RunError, UserError
 from tsuzuri.files import locked, remove
 from tsuzuri.generate import Generator, Sampling
-from tsuzuri.losses import objective
-from tsuzuri.model import Decoder, flops_per_token
+from tsuzuri.losses import Loss, in_parts, objective
+from tsuzuri.model import Decoder, Execution, flops_per_token, head_logits
 from tsuzuri.optim import make_optimizer
-from tsuzuri.sharding import BATCH, make_mesh, shardings
+from tsuzuri.sharding import (
+    BATCH,
+    gathered,
+    local_rows,
+    lookup,
+    make_mesh,
+    on_each_device,
+    shardings,
+)
+from tsuzuri.tokenizer import Tokenizer
 from tsuzuri.track import Console, Log
+from tsuzuri.watchdog import watch
 
 # A run ends when so many steps in a row have a loss or a gradient that is not finite.
 SKIPS_IN_A_ROW = 5
@@ -49,15 +63,25 @@ class Stopped(Exception):
 
 
 def train(
-    cfg: Config, run: Path, sources: Sequence[str] = (), progress: bool = True
+    cfg: Config,
+    run: Path,
+    sources: Sequence[str] = (),
+    progress: bool = True,
+    profile: bool = False,
+    bucket: Bucket | None = None,
 ) -> dict[str, Any]:
     """Trains a model in a run folder, or goes on where that run stopped.
 
+    Where several hosts train one model (hosts.py), all of them call this with the same arguments,
+    and see the same run folder; host 0 writes what is written once.
+
     Args:
       cfg: the run's config.
-      run: the run folder; made if need be, and held for this process alone.
+      run: the run folder; made if need be, and held for this run alone.
       sources: text files, folders or archives, or one features folder; may be empty to go on.
       progress: show what happens on stderr.
+      profile: record some steps to run/profile, for TensorBoard or Perfetto.
+      bucket: what `run` is a copy of, as cloud.opened gives it: each save is sent there.
 
     Returns:
       The figures over the whole held-out split, as `tsuzuri eval` gives them.
@@ -70,29 +94,56 @@ def train(
     for source in sources:
         if not Path(source).exists():
             raise UserError(f"{source}: no such file or folder")
-    with locked(run), StopSignals() as stop:
-        for left_behind in list(run.rglob(".*.partial")):  # by a process that was killed
-            remove(left_behind)
-        console = Console(cfg.steps, show=progress)
-        run_folder.write_config(run, cfg, console.say)
-        tokenizer, folder, features = run_folder.prepare(sources, cfg, run, console.say, progress)
-        train_blocks = Blocks.open(folder, "train", tokenizer, console.say)
-        held_out = Blocks.open(folder, "held_out", tokenizer, console.say)
+    hosts.shared(run)
+    with contextlib.ExitStack() as held, StopSignals() as stop:
+        console = Console(cfg.steps, show=progress and hosts.is_first())
+
+        def hold() -> Callable[[], None]:
+            if hosts.is_first():
+                return held.enter_context(locked(run, console.say))
+            return lambda: None
+
+        still_ours = hosts.each("holding the run folder", hold)
+        hosts.same("what they were started with", _comparable(cfg))
+
+        def prepare() -> None:
+            for left_behind in list(run.rglob(".*.partial")):  # by a process that was killed
+                remove(left_behind)
+            run_folder.write_config(run, cfg, console.say)
+            run_folder.prepare(sources, cfg, run, console.say, progress)
+            if hosts.count() > 1:
+                data(run)  # decoded once, not by all at the same time
+
+        def data(run: Path) -> tuple[Tokenizer, dict[str, Any], Blocks, Blocks]:
+            tok = tokenizer.load(run / "tokenizer")
+            folder, features = run_folder.features_of(run)
+            train_blocks = Blocks.open(folder, "train", tok, console.say)
+            return tok, features, train_blocks, Blocks.open(folder, "held_out", tok, console.say)
+
+        hosts.first("preparing the text", prepare)
+        tok, features, train_blocks, held_out = hosts.each(
+            "reading the features", lambda: data(run)
+        )
+        belongs_to = run_folder.identity(tok, cfg.resolved_model(tok.vocab_size), features)
+        hosts.same("what they train on", belongs_to)
         batches = Batches(train_blocks, cfg.batch_size, cfg.seed)
 
-        model_cfg = cfg.resolved_model(tokenizer.vocab_size)
-        mesh = make_mesh(cfg.mesh, cfg.batch_size)
+        model_cfg = cfg.resolved_model(tok.vocab_size)
+        mesh = make_mesh(cfg.mesh, cfg.batch_size, cfg.compute.accumulate)
         graphdef, init, train_steps = make_training(cfg, model_cfg, mesh)
-        eval_step = evaluate.make_eval_step(graphdef)
+        how, parts = execution(cfg, model_cfg, mesh), cfg.compute.accumulate
+        eval_step = evaluate.make_eval_step(
+            graphdef, mesh, how, loss_parts(cfg, model_cfg.vocab_size, mesh)
+        )
+        eval_batch = cfg.batch_size // parts
         checkpoints = run / "checkpoints"
-        belongs_to = run_folder.identity(tokenizer, model_cfg, features)
         shapes = jax.eval_shape(init, jax.random.key(0))
         target = checkpoint.shapes(shapes, shardings(mesh, shapes))
         restored = checkpoint.restore(checkpoints, target, belongs_to, console.say, set_aside=True)
         state, start = restored or (init(jax.random.key(cfg.seed)), 0)
         if cfg.init_from and not restored:
             other = Path(cfg.init_from)
-            params = run_folder.initial_parameters(other, tokenizer, model_cfg, target.params)
+            params = run_folder.initial_parameters(other, tok, model_cfg, target.params)
             state = state._replace(params=params)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         console.say(
@@ -100,52 +151,76 @@ def train(
             f"on, {features['splits']['held_out']['tokens']:,} held out"
             + (f"; going on from step {start}" if restored else "")
         )
-        generator = Generator(model_cfg, state.params, tokenizer)
-        log = Log(run, start, console)
+        generator = Generator(model_cfg, state.params, tok)
+        log = Log(run, start, console, write=hosts.is_first())
         meter = Meter(cfg, model_cfg, batches)
+        watchdog = held.enter_context(watch(cfg.watchdog_seconds))
+
+        def now(doing: str) -> None:
+            log.goodput.now(doing)
+            watchdog.alive(doing, patience=1 if doing == "training" else 4)
+
+        def save(step: int, state: TrainState) -> None:
+            now("saving")
+            hosts.first("holding the run folder still", still_ours)
+            checkpoint.save(checkpoints, step, state, belongs_to, cfg.keep_checkpoints)
+            if bucket:
+                now("sending")
+                send = partial(bucket.send, console.say, alive=partial(now, "sending"))
+                hosts.first("sending the checkpoint", send)
 
         # The cadences are multiples of a call's steps, and calls begin at multiples of it, so a
         # resumed run makes the very calls that the undisturbed one would have made.
         per_call = math.gcd(
             cfg.steps_per_call, cfg.log_every, cfg.eval_every, cfg.save_every, cfg.sample_every
         )
-        step, previous = start, None
+        step, previous, stopping = start, None, False
         stop.patient = True  # from here on there is something to save
-        with contextlib.closing(log):
-            while step < cfg.steps and not stop.asked:
+        profiler = Profiler(run / "profile" if profile else None, console.say)
+        now("compiling")
+        with contextlib.closing(log), contextlib.closing(profiler):
+            while step < cfg.steps and not (stop.asked if hosts.count() == 1 else stopping):
                 first, step = step, min(step - step % per_call + per_call, cfg.steps)
-                state, metrics = train_steps(state, stack(batches, first, step, mesh))
+                profiler.call()
+                state, metrics = train_steps(state, stack(batches, first, step, parts, mesh))
+                asked = any_host(stop.asked, mesh)
                 if previous:  # the device is busy with the steps after these: nothing waits
-                    meter.take(*previous, log)
-                previous = first, metrics
+                    stopping = meter.take(*previous, log)
+                    now("training")
+                previous = first, metrics, asked
                 if not its_time(step, cfg.eval_every, cfg.save_every, cfg.sample_every):
                     continue
-                meter.take(*previous, log)
+                stopping = meter.take(*previous, log)
                 previous = None
                 if its_time(step, cfg.eval_every) and step < cfg.steps:
-                    part = in_order(held_out, cfg.batch_size, cfg.eval_blocks)
-                    loss, _ = evaluate.mean_loss(eval_step, state.params, part, mesh)
+                    now("evaluating")
+                    loss, _ = evaluate.mean_loss(
+                        eval_step, state.params, held_out, eval_batch, mesh, cfg.eval_blocks
+                    )
                     log(step, {"held_out_loss": loss, "held_out_perplexity": math.exp(loss)})
                 if its_time(step, cfg.save_every):
-                    checkpoint.save(checkpoints, step, state, belongs_to, cfg.keep_checkpoints)
+                    save(step, state)
                 if its_time(step, cfg.sample_every):
+                    now("sampling")
                     log.sample(step, cfg.sample.prompt, sample(generator, state.params, cfg))
                 meter.stop_clock()
+                now("training")
             if previous:
                 meter.take(*previous, log)
-            checkpoint.save(checkpoints, step, state, belongs_to, cfg.keep_checkpoints)
+            save(step, state)
             if step < cfg.steps:
                 raise Stopped(
                     f"stopped and saved at step {step}; the same command goes on from there"
                 )
+            now("evaluating")
             split = features["splits"]["held_out"]
             summary = evaluate.split_figures(
-                eval_step, state.params, held_out, split, mesh, cfg.batch_size
+                eval_step, state.params, held_out, split, mesh, eval_batch
             )
-            log(
-                step, {f"held_out_{k}": summary[k] for k in ("loss", "perplexity", "bits_per_byte")}
-            )
-        run_folder.draw_loss(run)
+            names = ("loss", "perplexity", "bits_per_byte")
+            log(step, {f"held_out_{k}": summary[k] for k in names} | log.goodput.figures())
+        if hosts.is_first():
+            run_folder.draw_loss(run)
         return summary | {"step": step}
 
 
@@ -157,7 +232,7 @@ def make_training(
     Returns:
       graphdef: `nnx.merge(graphdef, params)` is the Decoder.
       init: key -> TrainState, made on the devices as the mesh splits it; no host holds it whole.
-      train_steps: (TrainState, a Batch of N steps, each array [N, B, L]) ->
+      train_steps: (TrainState, a Batch of N steps, each array [N, A, B/A, L]) ->
         (TrainState, {name: [N]}); the given state's memory is reused. "loss" is the cross-entropy,
         whatever is minimized. A step whose loss or gradient is not finite leaves parameters and
         optimizer as they were, and says so by `sound`.
@@ -171,24 +246,37 @@ def make_training(
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     split = shardings(mesh, jax.eval_shape(init, jax.random.key(0)))
-    # While they work, weights are whole over fsdp: else the compiler gathers the logits' gradient
-    # of the whole batch instead, which is much larger.
-    at_work = jax.tree.map(
-        lambda s: NamedSharding(mesh, P(*(None if axis == "fsdp" else axis for axis in s.spec))),
-        split.params,
-    )
+    how = execution(cfg, model_cfg, mesh)
+    loss_of = loss_function(cfg, model_cfg, mesh)
 
     def train_step(state: TrainState, b: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(cfg.seed), state.step)
+        total = jnp.sum(b.weights_BL)
 
-        def wanted_of(params: Any) -> tuple[jax.Array, jax.Array]:
-            params = jax.lax.with_sharding_constraint(params, at_work)
-            model = nnx.merge(graphdef, params)
-            logits_BLV = model(b.tokens_BL, b.segments_BL, b.positions_BL, key)
-            extras = cfg.optim.label_smoothing, cfg.optim.z_loss
-            return objective(logits_BLV, b.targets_BL, b.weights_BL, *extras)
+        def gradient_of(part: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+            def wanted_of(params: Any) -> tuple[jax.Array, jax.Array]:
+                model = nnx.merge(graphdef, params)
+                x_BLD, _ = model.hidden(
+                    part.tokens_BL, part.positions_BL, None, key, part.segments_BL, how
+                )
+                sums = loss_of(model.head_weights(how), x_BLD, part.targets_BL, part.weights_BL)
+                return sums[0] / total, sums[1] / total
 
-        (_, loss), gradient = jax.value_and_grad(wanted_of, has_aux=True)(state.params)
+            (_, loss), gradient = jax.value_and_grad(wanted_of, has_aux=True)(state.params)
+            return loss, gradient
+
+        def add(sums: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, gradient_of(*part)), None
+
+        parts = cfg.compute.accumulate
+        if parts == 1:
+            loss, gradient = gradient_of(jax.tree.map(lambda a: a[0], b), key)
+        else:
+            zeros = jax.tree.map(jnp.zeros_like, state.params)
+            zeros = jax.lax.with_sharding_constraint(zeros, split.params)
+            sums = jnp.float32(0), zeros
+            (loss, gradient), _ = jax.lax.scan(add, sums, (b, jax.random.split(key, parts)))
+
         norm = optax.tree.norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         sound = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -205,15 +293,87 @@ def make_training(
     def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         return jax.lax.scan(train_step, state, batches)
 
-    jitted = jax.jit(train_steps, donate_argnums=0, out_shardings=(split, None))
+    everywhere = NamedSharding(mesh, P())  # each host reads the metrics
+    jitted = jax.jit(train_steps, donate_argnums=0, out_shardings=(split, everywhere))
     return graphdef, jax.jit(init, out_shardings=split), jitted
 
 
-def stack(batches: Batches, first: int, last: int, mesh: Mesh) -> Batch:
-    """The batches of steps first to last - 1 as one, on devices: each array [N, B, L]."""
-    rows = NamedSharding(mesh, P(None, *BATCH))
-    steps = [batches.batch(step) for step in range(first, last)]
-    return jax.device_put(jax.tree.map(lambda *parts: np.stack(parts), *steps), rows)
+def execution(cfg: Config, model_cfg: ModelConfig, mesh: Mesh) -> Execution:
+    """How the Decoder is computed on this mesh.
+
+    Raises:
+      UserError: the attention asked for is not to be had here.
+    """
+    how = Execution(
+        attention=choose(cfg.compute, model_cfg, cfg.sequence_length, mesh),
+        remat=cfg.compute.remat,
+        scan_layers=cfg.compute.scan_layers,
+    )
+    if mesh.size == 1:
+        return how
+    return how._replace(
+        gather=partial(gathered, mesh),
+        lookup=partial(lookup, mesh),
+        stream=lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, BATCH)),
+    )
+
+
+def loss_function(cfg: Config, model_cfg: ModelConfig, mesh: Mesh) -> Loss:
+    """The objective from the residual stream on, in as many parts as `compute.logits_mb` asks."""
+    extras = cfg.optim.label_smoothing, cfg.optim.z_loss
+
+    def loss(head: Any, x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> Any:
+        return objective(head_logits(model_cfg, head, x_BTD), targets_BT, weights_BT, *extras)
+
+    parts = loss_parts(cfg, model_cfg.vocab_size, mesh)
+    return on_each_device(mesh, in_parts(loss, parts)) if parts > 1 else loss
+
+
+def loss_parts(cfg: Config, vocab_size: int, mesh: Mesh | AbstractMesh) -> int:
+    """The fewest parts of a sequence whose logits are at most `compute.logits_mb` a device."""
+    tokens = cfg.batch_size // cfg.compute.accumulate * cfg.sequence_length
+    size = 4 * tokens * vocab_size / mesh.size
+    enough = size / (cfg.compute.logits_mb * 1e6)
+    divisors = (n for n in range(1, cfg.sequence_length + 1) if cfg.sequence_length % n == 0)
+    return next((n for n in divisors if n >= enough), cfg.sequence_length)
+
+
+def stack(batches: Batches, first: int, last: int, parts: int, mesh: Mesh) -> Batch:
+    """The batches of steps first to last - 1 as one, on devices: each array [N, A, B/A, L].
+
+    Each host reads its own rows only. A is `compute.accumulate`.
+    """
+    rows_b = local_rows(mesh, batches.batch_size // parts)
+    rows = np.concatenate([rows_b + part * (batches.batch_size // parts) for part in range(parts)])
+    steps = [batches.batch(step, rows) for step in range(first, last)]
+    split = NamedSharding(mesh, P(None, None, *BATCH))
+
+    def one(*arrays: np.ndarray) -> jax.Array:
+        local = np.stack(arrays).reshape(len(steps), parts, len(rows_b), -1)
+        shape = len(steps), parts, batches.batch_size // parts, local.shape[-1]
+        return jax.make_array_from_process_local_data(split, local, shape)
+
+    return jax.tree.map(one, *steps)
+
+
+def any_host(asked: bool, mesh: Mesh) -> jax.Array | bool:
+    """Whether `asked` holds on any host; an array that is ready when the devices are."""
+    if hosts.count() == 1:
+        return asked
+    local = np.full(jax.local_device_count(), asked)
+    split = NamedSharding(mesh, P(mesh.axis_names))
+    return _any(jax.make_array_from_process_local_data(split, local, (mesh.size,)), mesh)
+
+
+@partial(jax.jit, static_argnums=1)
+def _any(flags: jax.Array, mesh: Mesh) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jnp.any(flags), NamedSharding(mesh, P()))
+
+
+def _comparable(cfg: Config) -> dict[str, Any]:
+    """What must be the same on all hosts."""
+    versions = {name: version(name) for name in ("tsuzuri", "jax")}
+    return flatten(cfg) | versions | {"devices a host": jax.local_device_count()}
 
 
 def its_time(step: int, *cadences: int) -> bool:
@@ -252,8 +412,13 @@ class Meter:
         """Something that is no step begins."""
         self._timed_from = None
 
-    def take(self, first: int, metrics: dict[str, jax.Array], log: Log) -> None:
+    def take(
+        self, first: int, metrics: dict[str, jax.Array], asked: jax.Array | bool, log: Log
+    ) -> bool:
         """Waits for the metrics of one call, whose first step is `first`, and logs what is due.
+
+        Returns:
+          Whether some host had been asked to stop before that call: the same on all hosts.
 
         Raises:
           RunError: the loss or the gradient was not finite for SKIPS_IN_A_ROW steps.
@@ -272,7 +437,7 @@ class Meter:
         if self._timed_from is None:
             self._timed_from = step, now
         if not its_time(step, self._cfg.log_every) and step < self._cfg.steps:
-            return
+            return bool(asked)
         tokens = self._cfg.batch_size * self._cfg.sequence_length
         line: dict[str, Any] = {"tokens": step * tokens, "memory_gib": memory_gib()}
         for name in ("learning_rate", "gradient_norm"):
@@ -286,7 +451,8 @@ class Meter:
                 line["mfu"] = speed * self._flops / self._peak
             self._timed_from = step, now
         self._losses = []
-        log(step, line)
+        log(step, line | log.goodput.figures())
+        return bool(asked)
 
     def _skipped(self, step: int, log: Log) -> None:
         self._skips += 1
@@ -307,6 +473,36 @@ def memory_gib() -> float:
     stats = jax.local_devices()[0].memory_stats()
     used = stats["peak_bytes_in_use"] if stats else psutil.Process().memory_info().rss
     return round(used / 2**30, 3)
+
+
+class Profiler:
+    """Records what the device does in a few calls, after those that compile.
+
+    `tensorboard --logdir RUN/profile` (with tensorboard-plugin-profile) shows it, and
+    https://ui.perfetto.dev opens the perfetto_trace.json.gz in it.
+    """
+
+    _FIRST, _CALLS = 3, 3
+
+    def __init__(self, folder: Path | None, say: Callable[[str], None]):
+        self._folder, self._say = folder, say
+        self._seen, self._recording = 0, False
+
+    def call(self) -> None:
+        """A call of the device begins."""
+        self._seen += 1
+        if self._seen == self._FIRST + self._CALLS:
+            self.close()
+        elif self._folder and self._seen == self._FIRST:
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            self._recording = True
+
+    def close(self) -> None:
+        """Writes what was recorded."""
+        if self._recording:
+            jax.profiler.stop_trace()
+            self._recording = False
+            self._say(f"profile: {self._folder}; tensorboard --logdir, or ui.perfetto.dev")
 
 
 class StopSignals:
