@@ -8,7 +8,7 @@ BEAM := .venv/beam-done
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
   --constraint constraints.txt --editable
 
-.PHONY: setup demo test test-beam parity check bench clean
+.PHONY: setup demo test test-beam parity chaos check bench clean
 
 setup: $(SETUP)
 
@@ -34,6 +34,10 @@ test-beam: $(BEAM)
 parity: $(PEERS)
 	$(BIN)/python -m pytest -v tests/parity
 	$(BIN)/python -m pytest tests/test_hf.py tests/test_gguf.py
+
+# Kills, hangs, bit flips, full disks: each done for real, and counted.
+chaos: $(SETUP)
+	$(BIN)/python -m pytest tests/chaos
 
 $(BEAM): $(SETUP)
 	$(INSTALL) '.[dev,beam]'
