@@ -5,10 +5,11 @@ BIN := .venv/bin
 SETUP := .venv/setup-done
 PEERS := .venv/peers-done
 BEAM := .venv/beam-done
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-  --constraint constraints.txt --editable
+TPU := .venv-tpu/setup-done
+PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+INSTALL := $(BIN)/python $(PIP)
 
-.PHONY: setup demo test test-beam parity chaos check bench clean
+.PHONY: setup demo test test-beam parity chaos test-tpu check bench clean
 
 setup: $(SETUP)
 
@@ -39,6 +40,16 @@ parity: $(PEERS)
 chaos: $(SETUP)
 	$(BIN)/python -m pytest tests/chaos
 
+# The training step, compiled for TPU pods by TPUs' own compiler; which lives in an environment of
+# its own, since it complains wherever it finds no TPU.
+test-tpu: $(TPU)
+	.venv-tpu/bin/python -m pytest tests/test_pod.py
+
+$(TPU): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-tpu
+	.venv-tpu/bin/python $(PIP) '.[dev,tpu]'
+	@touch $@
+
 $(BEAM): $(SETUP)
 	$(INSTALL) '.[dev,beam]'
 	@touch $@
@@ -58,4 +69,4 @@ $(PEERS): $(SETUP)
 	@touch $@
 
 clean:
-	rm -rf .venv runs/demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-tpu runs/demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache
