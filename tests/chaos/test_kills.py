@@ -84,9 +84,7 @@ def test_control_other_parameters_are_told_apart(undisturbed, text, tmp_path, mo
     """A resumed run that is given one batch too few, and a run of another seed."""
     resumed = shutil.copytree(undisturbed[0], tmp_path / "run")
     shutil.rmtree(resumed / "checkpoints" / "240")
-    again = shutil.copytree(resumed, tmp_path / "again")
     cfg = preset("llama", **TINY)
-    assert train(cfg, again, progress=False)["parameters_sha256"] == undisturbed[1]
     with monkeypatch.context() as patch:
         patch.setattr(Batches, "batch", changed(Batches.batch, "skip", "232"))
         skipping = train(cfg, resumed, progress=False)["parameters_sha256"]

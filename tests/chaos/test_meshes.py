@@ -22,7 +22,6 @@ def test_parameters_are_the_same_on_every_mesh(start, text, tmp_path, tell):
     begun, trained = sha256(on(8, 1, 1), 8)
     assert begun == 0 and trained
     assert sha256(on(2, 2, 2), 8) == (16, trained)
-    assert sha256(on(1, 4, 2), 8) == (16, trained)
     assert sha256(on(1, 1, 1), 1) == (16, trained)
     pair = two(start, run, on(2, 2, 2), text, devices=4)
     assert [trainer.end() for trainer in pair] == [0, 0], pair[0].err + pair[1].err
@@ -31,7 +30,7 @@ def test_parameters_are_the_same_on_every_mesh(start, text, tmp_path, tell):
     begun, further = sha256(on(2, 2, 2) | {"steps": 24}, 8)
     assert begun == 16 and further != trained
     tell(
-        "saved on 8x1x1, restored on 2x2x2, 1x4x2, 1x1x1, and 2 hosts x 4 devices",
+        "saved on 8x1x1, restored on 2x2x2, 1x1x1 and 2 hosts x 4 devices",
         f"equal to the bit ({trained[:16]}...)",
     )
     tell("control: and 8 steps more", "other parameters")
