@@ -221,10 +221,12 @@ def test_sinusoids_are_those_of_lm1b():
 
 
 def test_dropout_keeps_the_mean_and_needs_a_key():
-    x = jnp.ones((1000,))
-    kept = dropout(x, 0.25, jax.random.key(0))
+    x = jnp.ones((2, 10, 100))
+    keys = jax.random.split(jax.random.key(0), 2)  # one for each row
+    kept = dropout(x, 0.25, keys)
     assert set(np.unique(kept)) == {np.float32(0), np.float32(4 / 3)}
-    assert 0.9 < float(kept.mean()) < 1.1
+    assert 0.9 < float(kept.mean()) < 1.1 and (kept[0] != kept[1]).any()
+    np.testing.assert_array_equal(kept[1:], dropout(x[1:], 0.25, keys[1:]))
     np.testing.assert_array_equal(dropout(x, 0.25, None), x)
     model = Decoder(resolved(dropout=0.5), rngs=nnx.Rngs(0))
     tokens = jnp.arange(8)[None, :]

@@ -139,7 +139,7 @@ def test_bad_input_for_a_true_topology_is_one_line():
     [
         ("japanese-0.1b", "v5e:2x2", {"batch_size": 64, "mesh.fsdp": 4}),
         ("japanese-1.0b", "v5e:16x16", {"batch_size": 1024, "mesh.data": 4, "mesh.fsdp": 64}),
-        ("japanese-1.0b", "v5p:4x4x4", {"batch_size": 512, "mesh.data": 4, "mesh.fsdp": 16}),
+        ("japanese-1.0b", "v5p:4x4x4", {"batch_size": 512, "mesh.data": 16, "mesh.fsdp": 4}),
     ],
 )
 def test_a_step_fits_its_pod_and_could_run_at_half_its_peak(name, topology, changes):

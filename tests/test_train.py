@@ -78,7 +78,9 @@ def test_it_learns_and_writes_all_of_the_run_folder(finished):
 
 def test_running_it_again_changes_nothing(finished, tmp_path, text):
     run = _copy(finished, tmp_path)
+    lines = read_jsonl(run / "metrics.jsonl")
     assert train(preset("llama", **TINY), run, [text], progress=False) == finished[1]
+    assert read_jsonl(run / "metrics.jsonl") == lines
 
 
 def test_a_profile_is_written_and_changes_nothing(finished, tmp_path, text):

@@ -118,18 +118,18 @@ def splash(mesh: Mesh, interpret: bool = False) -> Attention:
             q_BGRTK / math.sqrt(K), k_BGTK, v_BGTK, segments_BT
         )
 
+    parted = mesh.shape["data"] * mesh.shape["fsdp"] > 1
+
     def attention(q_BGRTK, k_BGTK, v_BGTK, segments_BT=None) -> Any:
-        rows = ("data", "fsdp")
-        heads = P(rows, "tensor")
-        segments = None if segments_BT is None else P(rows)
-        on_devices = jax.shard_map(
+        heads = P(None, "tensor")
+        return jax.shard_map(
             on_a_device,
-            mesh=mesh,
-            in_specs=(heads, heads, heads, segments),
+            mesh=None if parted else mesh,  # within by_rows: its mesh
+            in_specs=(heads, heads, heads, None if segments_BT is None else P()),
             out_specs=heads,
+            axis_names={"tensor"} if parted else set(mesh.axis_names),
             check_vma=False,
-        )
-        return on_devices(q_BGRTK, k_BGTK, v_BGTK, segments_BT)
+        )(q_BGRTK, k_BGTK, v_BGTK, segments_BT)
 
     return attention
 

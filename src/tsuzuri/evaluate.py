@@ -13,7 +13,7 @@ from tsuzuri.checkpoint import parameters_sha256
 from tsuzuri.data import Batch, Blocks, in_order
 from tsuzuri.losses import cross_entropy, in_parts
 from tsuzuri.model import PLAIN, Decoder, Execution, head_logits
-from tsuzuri.sharding import BATCH, local_rows
+from tsuzuri.sharding import BATCH, by_rows, by_rows_specs, local_rows, summed
 
 # (parameters, batch) -> (summed loss, summed weights)
 EvalStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
@@ -28,7 +28,7 @@ def make_eval_step(
       parts: of the tokens, whose logits are there one after the other (`losses.in_parts`).
     """
 
-    def eval_step(params: Any, b: Batch) -> tuple[jax.Array, jax.Array]:
+    def of_rows(params: Any, b: Batch) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graphdef, params)
         x_BLD, _ = model.hidden(b.tokens_BL, b.positions_BL, None, None, b.segments_BL, how)
 
@@ -36,7 +36,12 @@ def make_eval_step(
             return cross_entropy(head_logits(model.cfg, head, x_BLD), targets_BL, weights_BL)
 
         head = model.head_weights(how)
-        return in_parts(loss, parts)(head, x_BLD, b.targets_BL, b.weights_BL)
+        sums = in_parts(loss, parts)(head, x_BLD, b.targets_BL, b.weights_BL)
+        return summed(mesh, sums, (P(), P()))
+
+    def eval_step(params: Any, b: Batch) -> tuple[jax.Array, jax.Array]:
+        rows = jax.tree.map(lambda _: BATCH, b)
+        return by_rows(mesh, of_rows, (by_rows_specs(params), rows), (P(), P()))(params, b)
 
     return jax.jit(eval_step, out_shardings=NamedSharding(mesh, P()))
 

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from tsuzuri.attention import Attention as AttentionKernel
 from tsuzuri.attention import attend, blocked
@@ -33,23 +32,31 @@ class Execution(NamedTuple):
       scan_layers: loop over the layers instead of compiling each.
       gather: parameters (a nested dict with the model's own names) -> the same, whole for the time
         of their work; None where they are.
-      lookup: (table [V, D], ids [B, T]) -> its rows [B, T, D].
-      stream: the residual stream between two layers -> the same, where the mesh wants it.
+      rows: the number of rows at hand -> which rows of the whole batch they are.
     """
 
     attention: AttentionKernel = blocked
     remat: str = "none"
     scan_layers: bool = False
     gather: Callable[[Any], Any] | None = None
-    lookup: Callable[[jax.Array, jax.Array], jax.Array] = partial(jnp.take, axis=0)
-    stream: Callable[[jax.Array], jax.Array] = lambda x_BTD: x_BTD
+    rows: Callable[[int], jax.Array] = jnp.arange
 
 
 PLAIN = Execution()
 
+
+def _all_but_gathered(primitive, *_, **parameters):
+    """All but the weights that are whole for their work: those are gathered again.
+
+    `sharding.gathered` has a gradient of its own, so it is a call that holds the gathering.
+    """
+    inside = getattr(parameters.get("call_jaxpr"), "eqns", [])
+    return all(one.primitive.name != "all_gather" for one in inside)
+
+
 # What is kept for the backward pass. Weights that were gathered for their work never are.
 _POLICIES = {
-    "none": jax.checkpoint_policies.save_anything_except_these_names("weights"),
+    "none": _all_but_gathered,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -126,10 +133,17 @@ class Decoder(nnx.Module):
             positions_BT = jnp.arange(tokens_BT.shape[1])[None, :]
         keys_N = None
         if dropout_key is not None and cfg.dropout:
-            dropout_key, layers_key = jax.random.split(dropout_key)
-            keys_N = jax.random.split(layers_key, cfg.num_layers)
+            # A key for each row of the batch: so the mask is the same on every mesh.
+            rows_B = how.rows(tokens_BT.shape[0])
+            keys_B = jax.vmap(partial(jax.random.fold_in, dropout_key))(rows_B)
+            dropout_key, layers_key = _split(keys_B)
+            keys_N = jnp.stack([_fold(layers_key, n) for n in range(cfg.num_layers)])
 
-        x_BTD = how.lookup(self.token_embed.embedding[...], tokens_BT).astype(cfg.dtype)
+        table = {"token_embed": {"embedding": self.token_embed.embedding[...].astype(cfg.dtype)}}
+        table = how.gather(table) if how.gather else table
+        # In float32, as its gradient is the sum over all places of a token.
+        rows_VD = table["token_embed"]["embedding"].astype(jnp.float32)
+        x_BTD = jnp.take(rows_VD, tokens_BT, axis=0).astype(cfg.dtype)
         if cfg.positions == "learned":
             places = {"position_embed": {"embedding": self.position_embed.embedding[...]}}
             places = how.gather(places) if how.gather else places
@@ -163,16 +177,15 @@ class Decoder(nnx.Module):
         def one_layer(x_BTD, layer):
             block_params, key = layer
             if how.gather:
-                block_params = checkpoint_name(how.gather(block_params), "weights")
+                block_params = how.gather(block_params)
             block = nnx.merge(graphdef, block_params)
             x_BTD, _ = block(x_BTD, positions_BT, segments_BT, key=key, attention=how.attention)
-            return how.stream(x_BTD), None
+            return x_BTD, None
 
         if how.remat != "none" or how.gather:
             # A loop by itself keeps the compiler from merging the second computation with the first
             policy = _POLICIES[how.remat]
             one_layer = jax.checkpoint(one_layer, policy=policy, prevent_cse=not how.scan_layers)
-        x_BTD = how.stream(x_BTD)
         if how.scan_layers:
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
             return jax.lax.scan(one_layer, x_BTD, (stacked, keys_N))[0]
@@ -251,7 +264,7 @@ class Block(nnx.Module):
         self, x_BTD, positions_BT, segments_BT=None, layer=None, key=None, attention=blocked
     ):
         rate = self.cfg.dropout
-        key_1, key_2 = (None, None) if key is None else jax.random.split(key)
+        key_1, key_2 = (None, None) if key is None else _split(key)
         if self.cfg.norm_place == "pre":
             y_BTD = self.attention_norm(x_BTD)
             y_BTD, layer = self.attention(y_BTD, positions_BT, segments_BT, layer, attention)
@@ -350,11 +363,21 @@ def sinusoids(positions_BT, width):
     return jnp.concatenate([jnp.sin(angles_BTD), jnp.cos(angles_BTD)], axis=-1)
 
 
-def dropout(x, rate, key):
-    """Zeroes a share of x and scales the rest up (Srivastava et al. 2014); no key, no dropout."""
-    if key is None or rate == 0:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+def dropout(x_BTD, rate, keys_B):
+    """Zeroes a share of x and scales the rest up (Srivastava et al. 2014); no keys, no dropout."""
+    if keys_B is None or rate == 0:
+        return x_BTD
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x_BTD.shape[1:]))(keys_B)
+    return jnp.where(kept, x_BTD / (1 - rate), 0)
+
+
+def _split(keys_B):
+    """Two keys of each."""
+    return tuple(jax.vmap(jax.random.split, out_axes=1)(keys_B))
+
+
+def _fold(keys_B, number):
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B)
 
 
 def _embedding_init(cfg: ModelConfig):

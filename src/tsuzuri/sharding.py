@@ -1,6 +1,8 @@
 """The mesh, and the table from a parameter's path to how it is split over the mesh."""
 
+import math
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -36,7 +38,8 @@ TABLE: tuple[tuple[str, P], ...] = (
     (r"norm/(scale|bias)$", P()),
     (r"(^|/)(step|count|ns_coeffs)$", P()),
 )
-BATCH = P(("data", "fsdp"))  # a batch's rows
+ROWS = ("data", "fsdp")  # the axes that share the rows of a batch
+BATCH = P(ROWS)
 
 
 def make_mesh(cfg: MeshConfig, batch_size: int, accumulate: int = 1) -> Mesh:
@@ -91,6 +94,18 @@ def path_of(keys: tuple[Any, ...]) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys)
 
 
+def spec_of(path: str) -> P:
+    """How the table splits a parameter.
+
+    Raises:
+      KeyError: no pattern matches the path; a new parameter needs a row.
+    """
+    spec = next((spec for pattern, spec in TABLE if re.search(pattern, path)), None)
+    if spec is None:
+        raise KeyError(f"{path}: no row of sharding.TABLE matches this parameter")
+    return spec
+
+
 def shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
     """The NamedSharding of every array (or shape) in `tree`, by the table.
 
@@ -101,9 +116,7 @@ def shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
 
     def one(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
         path = path_of(keys)
-        spec = next((spec for pattern, spec in TABLE if re.search(pattern, path)), None)
-        if spec is None:
-            raise KeyError(f"{path}: no row of sharding.TABLE matches this parameter")
+        spec = spec_of(path)
         for size, axis in zip(leaf.shape, spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 divide = ", ".join(str(n) for n in range(1, mesh.shape[axis]) if size % n == 0)
@@ -122,73 +135,91 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held.values()]))
 
 
-def gathered(mesh: Mesh, params: Any) -> Any:
-    """The weights whole over fsdp, as long as they work; their gradient comes back split again.
+def by_rows(mesh: Mesh, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
+    """`function` on each device for its own rows of the batch; `tensor` is left to the compiler.
 
-    Said both ways: else the compiler gathers the activations of the whole batch instead, which are
-    much larger.
+    Inside, what is split over fsdp is gathered by name, and what devices share is summed by name.
+    Left to itself the compiler sums whole gradients on every device (libtpu 0.0.42, for v5e:16x16).
+    """
+    if not parted(mesh):  # with nothing to part, XLA's partitioner cannot take it
+        return function
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        axis_names=set(ROWS),
+        check_vma=False,
+    )
+
+
+def parted(mesh: Mesh) -> bool:
+    """Whether several devices share the rows of a batch."""
+    return mesh.shape["data"] * mesh.shape["fsdp"] > 1
+
+
+def by_rows_specs(params: Any) -> Any:
+    """How parameters enter and leave `by_rows`: in their parts of fsdp."""
+
+    def one(keys: tuple[Any, ...], _: Any) -> P:
+        return P(*("fsdp" if axis == "fsdp" else None for axis in spec_of(path_of(keys))))
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def gathered(mesh: Mesh, params: Any) -> Any:
+    """The weights whole over fsdp, within `by_rows`; the gradient of this is a reduce-scatter.
 
     Args:
       params: a nested dict with the model's own names, all of it or a part.
     """
-    split = shardings(mesh, params)
-    whole = jax.tree.map(
-        lambda s: NamedSharding(mesh, P(*(None if axis == "fsdp" else axis for axis in s.spec))),
-        split,
-    )
 
-    @jax.custom_vjp
-    def gather(params: Any) -> Any:
-        return jax.lax.with_sharding_constraint(params, whole)
+    def one(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        path = path_of(keys)
+        spec = tuple(spec_of(path))
+        if "fsdp" not in spec:
+            return leaf
+        return _gather(mesh, leaf, spec.index("fsdp"), "embed" in path or "head" in path)
 
-    def backward(_: None, gradient: Any) -> tuple[Any]:
-        return (jax.lax.with_sharding_constraint(gradient, split),)
-
-    gather.defvjp(lambda params: (gather(params), None), backward)
-    return gather(params)
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
-def lookup(mesh: Mesh, table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
-    """Rows of an embedding table that is split over fsdp [B, T, D].
+@partial(jax.custom_vjp, nondiff_argnums=(0, 2, 3))
+def _gather(mesh: Mesh, part: jax.Array, axis: int, has_vocabulary: bool) -> jax.Array:
+    return jax.lax.all_gather(part, "fsdp", axis=axis, tiled=True)
 
-    Written out, since the compiler would sum the whole table's gradient on every device; the
-    gradient of this gathering is a reduce-scatter.
+
+def _scatter(
+    mesh: Mesh, axis: int, has_vocabulary: bool, _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    """The devices' gradients summed, each device's own part of it.
+
+    In another shape TPUs' compiler (libtpu 0.0.42) has each device sum all of it: it parts columns
+    rarely, and rows only where they fill its tiles, which those of a vocabulary do not.
     """
+    rows = jnp.swapaxes(gradient, 0, axis)
+    shape = rows.shape[0] // mesh.shape["fsdp"], rows.shape[1]
+    if has_vocabulary and math.prod(shape) % 128 == 0:
+        rows = rows.reshape(-1, 128)
+    if mesh.devices.flat[0].platform == "cpu":  # XLA for CPUs dies of this sum in bfloat16
+        rows = rows.astype(jnp.float32)
+    rows = jax.lax.psum_scatter(rows, "fsdp", tiled=True).astype(gradient.dtype)
+    return (jnp.swapaxes(rows.reshape(shape), 0, axis),)
 
-    @partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(P(None, "fsdp"), BATCH),
-        out_specs=BATCH,
-        axis_names={"data", "fsdp"},
-        check_vma=False,
+
+_gather.defvjp(lambda mesh, part, axis, has: (_gather(mesh, part, axis, has), None), _scatter)
+
+
+def summed(mesh: Mesh, values: Any, specs: Any) -> Any:
+    """Each device's part of a sum, summed; of what is split over fsdp that is done already."""
+    if not parted(mesh):
+        return values
+    return jax.tree.map(
+        lambda v, spec: jax.lax.psum(v, tuple(a for a in ROWS if a not in spec)), values, specs
     )
-    def rows(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
-        whole_VD = jax.lax.all_gather(table_VD, "fsdp", axis=1, tiled=True)
-        return jnp.take(whole_VD, ids_BT, axis=0)
-
-    # With nothing to part, XLA's partitioner cannot take it.
-    parted = mesh.shape["data"] * mesh.shape["fsdp"] > 1
-    return rows(table_VD, ids_BT) if parted else jnp.take(table_VD, ids_BT, axis=0)
 
 
-def on_each_device(mesh: Mesh, loss: Any) -> Any:
-    """losses.Loss over each device's own rows, and only then the sum over the devices.
-
-    So a loss in parts sums the gradient of the head once, not once a part. `tensor` is left to the
-    compiler.
-    """
-    axes = ("data", "fsdp")
-
-    @partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(P(), BATCH, BATCH, BATCH),
-        out_specs=P(),
-        axis_names=set(axes),
-        check_vma=False,  # else it sums the gradient after each part
-    )
-    def summed(*values: Any) -> Any:
-        return jax.tree.map(lambda part: jax.lax.psum(part, axes), loss(*values))
-
-    return summed if mesh.shape["data"] * mesh.shape["fsdp"] > 1 else loss
+def own_rows(mesh: Mesh, count: int) -> jax.Array:
+    """Within `by_rows`: which rows of the batch this device's `count` are."""
+    first = jax.lax.axis_index(ROWS) * count if parted(mesh) else 0
+    return first + jnp.arange(count)

@@ -4,14 +4,16 @@ A tracker has `log(step, metrics)` and `close()`. What a resumed run will do aga
 so that each step stands once in every file.
 """
 
+import contextlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tsuzuri.errors import UserError
+from tsuzuri.errors import RunError, UserError
 from tsuzuri.files import write_text
 
 # A key ends in its unit where it has one; held_out_* stand only in the lines of an evaluation.
@@ -30,13 +32,17 @@ class Jsonl:
     def __init__(self, path: Path, resumed_at: int):
         kept = [line for line in read_jsonl(path) if line["step"] <= resumed_at]
         write_text(path, "".join(json.dumps(k, ensure_ascii=False) + "\n" for k in kept))
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._path, self._file = path, path.open("a", encoding="utf-8", buffering=1)
 
     def log(self, step: int, metrics: Metrics) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}, ensure_ascii=False) + "\n")
+        try:
+            self._file.write(json.dumps({"step": step, **metrics}, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise RunError(f"cannot write {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written has been said
+            self._file.close()
 
 
 class TensorBoard:
@@ -46,6 +52,13 @@ class TensorBoard:
         from tensorboardX import SummaryWriter
 
         self._writer = SummaryWriter(str(folder), purge_step=resumed_at + 1)
+        # Its thread prints a traceback where the disk is full; the run says that in a line itself.
+        self._hook = threading.excepthook
+        threading.excepthook = self._of_threads
+
+    def _of_threads(self, failed: threading.ExceptHookArgs) -> None:
+        if not isinstance(failed.exc_value, OSError):
+            self._hook(failed)
 
     def log(self, step: int, metrics: Metrics) -> None:
         for key, value in metrics.items():
@@ -54,6 +67,7 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+        threading.excepthook = self._hook
 
 
 class Console:
@@ -116,7 +130,11 @@ class Log:
 
     def __init__(self, run: Path, resumed_at: int, console: Console, write: bool = True):
         self.say = console.say
-        self.goodput = Goodput(read_jsonl(run / "metrics.jsonl"), resumed_at)
+        lines = read_jsonl(run / "metrics.jsonl")
+        self.goodput = Goodput(lines, resumed_at)
+        # Whether a run that ended at this step has said so.
+        last = [line for line in lines if line["step"] == resumed_at]
+        self.ended = any("held_out_bits_per_byte" in line for line in last)
         self._trackers: list[Tracker] = [console]
         self._samples: list[Tracker] = []
         if write:

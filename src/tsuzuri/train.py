@@ -33,12 +33,14 @@ from tsuzuri.model import Decoder, Execution, flops_per_token, head_logits
 from tsuzuri.optim import make_optimizer
 from tsuzuri.sharding import (
     BATCH,
+    by_rows,
+    by_rows_specs,
     gathered,
     local_rows,
-    lookup,
     make_mesh,
-    on_each_device,
+    own_rows,
     shardings,
+    summed,
 )
 from tsuzuri.tokenizer import Tokenizer
 from tsuzuri.track import Console, Log
@@ -218,7 +220,8 @@ def train(
                 eval_step, state.params, held_out, split, mesh, eval_batch
             )
             names = ("loss", "perplexity", "bits_per_byte")
-            log(step, {f"held_out_{k}": summary[k] for k in names} | log.goodput.figures())
+            if step > start or not log.ended:  # run again, it has nothing new to say
+                log(step, {f"held_out_{k}": summary[k] for k in names} | log.goodput.figures())
         if hosts.is_first():
             run_folder.draw_loss(run)
         return summary | {"step": step}
@@ -249,9 +252,8 @@ def make_training(
     how = execution(cfg, model_cfg, mesh)
     loss_of = loss_function(cfg, model_cfg, mesh)
 
-    def train_step(state: TrainState, b: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(cfg.seed), state.step)
-        total = jnp.sum(b.weights_BL)
+    def gradient_of_rows(params: Any, b: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+        """The summed loss and its gradient; b is this device's rows, the sums are of all rows."""
 
         def gradient_of(part: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
             def wanted_of(params: Any) -> tuple[jax.Array, jax.Array]:
@@ -259,10 +261,9 @@ def make_training(
                 x_BLD, _ = model.hidden(
                     part.tokens_BL, part.positions_BL, None, key, part.segments_BL, how
                 )
-                sums = loss_of(model.head_weights(how), x_BLD, part.targets_BL, part.weights_BL)
-                return sums[0] / total, sums[1] / total
+                return loss_of(model.head_weights(how), x_BLD, part.targets_BL, part.weights_BL)
 
-            (_, loss), gradient = jax.value_and_grad(wanted_of, has_aux=True)(state.params)
+            (_, loss), gradient = jax.value_and_grad(wanted_of, has_aux=True)(params)
             return loss, gradient
 
         def add(sums: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
@@ -270,12 +271,19 @@ def make_training(
 
         parts = cfg.compute.accumulate
         if parts == 1:
-            loss, gradient = gradient_of(jax.tree.map(lambda a: a[0], b), key)
+            sums = gradient_of(jax.tree.map(lambda a: a[0], b), key)
         else:
-            zeros = jax.tree.map(jnp.zeros_like, state.params)
-            zeros = jax.lax.with_sharding_constraint(zeros, split.params)
-            sums = jnp.float32(0), zeros
-            (loss, gradient), _ = jax.lax.scan(add, sums, (b, jax.random.split(key, parts)))
+            zeros = jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
+            sums, _ = jax.lax.scan(add, zeros, (b, jax.random.split(key, parts)))
+        return summed(mesh, sums, (P(), by_rows_specs(params)))
+
+    def train_step(state: TrainState, b: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(cfg.seed), state.step)
+        specs = by_rows_specs(state.params)
+        rows = jax.tree.map(lambda _: P(None, *BATCH), b)
+        of_rows = by_rows(mesh, gradient_of_rows, (specs, rows, P()), (P(), specs))
+        sums = of_rows(state.params, b, key)
+        loss, gradient = jax.tree.map(lambda sum: sum / jnp.sum(b.weights_BL), sums)
 
         norm = optax.tree.norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -309,13 +317,8 @@ def execution(cfg: Config, model_cfg: ModelConfig, mesh: Mesh) -> Execution:
         remat=cfg.compute.remat,
         scan_layers=cfg.compute.scan_layers,
     )
-    if mesh.size == 1:
-        return how
-    return how._replace(
-        gather=partial(gathered, mesh),
-        lookup=partial(lookup, mesh),
-        stream=lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, BATCH)),
-    )
+    gather = partial(gathered, mesh) if mesh.shape["fsdp"] > 1 else None
+    return how._replace(gather=gather, rows=partial(own_rows, mesh))
 
 
 def loss_function(cfg: Config, model_cfg: ModelConfig, mesh: Mesh) -> Loss:
@@ -326,7 +329,7 @@ def loss_function(cfg: Config, model_cfg: ModelConfig, mesh: Mesh) -> Loss:
         return objective(head_logits(model_cfg, head, x_BTD), targets_BT, weights_BT, *extras)
 
     parts = loss_parts(cfg, model_cfg.vocab_size, mesh)
-    return on_each_device(mesh, in_parts(loss, parts)) if parts > 1 else loss
+    return in_parts(loss, parts)
 
 
 def loss_parts(cfg: Config, vocab_size: int, mesh: Mesh | AbstractMesh) -> int:

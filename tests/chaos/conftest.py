@@ -69,11 +69,6 @@ def tell(request: Any) -> Callable[[str, Any], None]:
     return lambda figure, value: rows.append((figure, value))
 
 
-def pytest_configure(config: Any) -> None:
-    # Where a control lets Orbax read a damaged checkpoint, it leaves tasks behind that fail later.
-    config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnraisableExceptionWarning")
-
-
 def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
     if rows := config.stash.get(_FIGURES, None):
         terminalreporter.write_line("\n| fault | figure |\n|---|---|")
