@@ -117,7 +117,7 @@ def test_bad_input_for_a_true_topology_is_one_line():
         ("v5e:3x5", {}, "no topology 'v5e:3x5': .*not divisible.*; examples: v5e:2x2"),
         ("v5e:2x2", {"mesh.fsdp": 3}, "makes 3 devices, but there are 4"),
         ("v5e:2x2", {"batch_size": 6, "mesh.fsdp": 4}, "batch_size 6 is not divisible by the 4"),
-        ("v5e:2x2", {"mesh.tensor": 4, "model.num_heads": 2}, "."),
+        ("v5e:2x2", {"mesh.tensor": 4, "model.num_heads": 2}, "does not divide the 2 key"),
         (
             "v5p:4x4x4",
             {"mesh.fsdp": 2, "mesh.tensor": 1},

@@ -18,6 +18,7 @@ from tsuzuri.presets import PRESETS, preset
 from tsuzuri.sharding import (
     AXES,
     check_batch,
+    check_heads,
     local_rows,
     make_mesh,
     one_device,
@@ -71,6 +72,12 @@ def test_a_dimension_that_the_mesh_does_not_divide_is_said():
         UserError, match=r"mesh\.tensor 3 does not divide the 512 of head/bias; these would: 1, 2$"
     ):
         shardings(mesh, {"head": {"bias": jax.ShapeDtypeStruct((512,), jnp.float32)}})
+
+
+def test_heads_that_the_mesh_does_not_divide_are_said():
+    with pytest.raises(UserError, match=r"tensor 4 does not divide the 6 key .*would: 1, 2, 3$"):
+        check_heads(4, 6)
+    check_heads(3, 6)
 
 
 def test_a_mesh_that_the_devices_do_not_make_up_is_said():

@@ -25,7 +25,7 @@ from tsuzuri.devices import DEVICES, Device, peak
 from tsuzuri.errors import UserError
 from tsuzuri.model import Decoder, flops_per_token
 from tsuzuri.optim import make_optimizer
-from tsuzuri.sharding import AXES, check_batch, path_of, shardings, whole_mesh
+from tsuzuri.sharding import AXES, check_batch, check_heads, path_of, shardings, whole_mesh
 from tsuzuri.train import loss_parts
 
 # Hoffmann et al. 2022 (arXiv:2203.15556): so many tokens a parameter spend the FLOPs best.
@@ -180,6 +180,7 @@ def memory(
     Raises:
       UserError: the mesh does not divide the model.
     """
+    check_heads(mesh.tensor, cfg.model.num_kv_heads)
     split = shardings(AbstractMesh((mesh.data, mesh.fsdp, mesh.tensor), AXES), shapes)
 
     def on_one_device(tree: Any, shardings: Any) -> int:

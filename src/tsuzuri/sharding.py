@@ -84,6 +84,20 @@ def check_batch(mesh: MeshConfig, batch_size: int, accumulate: int = 1) -> None:
         )
 
 
+def check_heads(tensor: int, heads: int) -> None:
+    """Whether `tensor` devices can share the key and value heads.
+
+    Raises:
+      UserError: they cannot.
+    """
+    if heads % tensor:
+        divide = ", ".join(str(n) for n in range(1, tensor) if heads % n == 0)
+        raise UserError(
+            f"mesh.tensor {tensor} does not divide the {heads} key and value heads; these would: "
+            f"{divide}"
+        )
+
+
 def one_device() -> Mesh:
     """A 1 x 1 x 1 mesh of the first device, for generation and evaluation."""
     return jax.make_mesh((1, 1, 1), AXES, axis_types=_AUTO, devices=jax.local_devices()[:1])

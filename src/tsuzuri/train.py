@@ -35,6 +35,7 @@ from tsuzuri.sharding import (
     BATCH,
     by_rows,
     by_rows_specs,
+    check_heads,
     gathered,
     local_rows,
     make_mesh,
@@ -310,8 +311,9 @@ def execution(cfg: Config, model_cfg: ModelConfig, mesh: Mesh) -> Execution:
     """How the Decoder is computed on this mesh.
 
     Raises:
-      UserError: the attention asked for is not to be had here.
+      UserError: the attention asked for is not to be had here; the mesh does not divide the heads.
     """
+    check_heads(mesh.shape["tensor"], model_cfg.num_kv_heads)
     how = Execution(
         attention=choose(cfg.compute, model_cfg, cfg.sequence_length, mesh),
         remat=cfg.compute.remat,
