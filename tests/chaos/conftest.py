@@ -1,7 +1,6 @@
 """What all of `make chaos` shares: a text, an undisturbed run, the table of figures at the end."""
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,4 +73,3 @@ def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
         terminalreporter.write_line("\n| fault | figure |\n|---|---|")
         for figure, value in rows:
             terminalreporter.write_line(f"| {figure} | {value} |")
-    terminalreporter.write_line(time.strftime("%Y-%m-%d"))
