@@ -205,7 +205,7 @@ def test_the_masked_mean_is_the_true_mean(tmp_path, kind, length, options):
             losses += [-float(log_p[i, target]) for i, target in enumerate(window[1:])]
     step = make_eval_step(graphdef, one_device())
     for batch_size in (1, 4):
-        loss, tokens = mean_loss(step, params, blocks, batch_size, one_device())
+        loss, tokens = mean_loss(step, nnx.to_pure_dict(params), blocks, batch_size, one_device())
         assert tokens == len(losses) == found["splits"]["train"]["tokens"]
         assert loss == pytest.approx(np.mean(losses), rel=1e-5)
 
