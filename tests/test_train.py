@@ -330,7 +330,7 @@ def test_held_out_loss_does_not_depend_on_the_batch(finished, batch_size, tmp_pa
     lm = tsuzuri.load(run)
     lm.config = replace(lm.config, {"batch_size": batch_size})
     figures = lm.evaluate([], Config().text, tmp_path)
-    assert figures["loss"] == pytest.approx(summary["loss"], rel=1e-6)
+    assert figures["loss"] == pytest.approx(summary["loss"], rel=1e-5)
     assert figures["parameters_sha256"] == summary["parameters_sha256"]
 
 
