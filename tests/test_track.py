@@ -55,13 +55,21 @@ def test_tensorboard_reads_what_is_written(tmp_path):
     log.sample(5, "綴", "り")
     log.close()
     from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
 
     raw = next((tmp_path / "tensorboard").iterdir()).read_bytes()
     events, at = [], 0
     while at < len(raw):  # TFRecord: length (8 bytes), its CRC (4), the record, its CRC (4)
         length = int.from_bytes(raw[at : at + 8], "little")
-        events.append(Event.FromString(raw[at + 12 : at + 12 + length]))
+        event = raw[at + 12 : at + 12 + length]
+        events.append(Event.FromString(event))
+        assert raw[at + 8 : at + 12] == masked_crc32c(raw[at : at + 8]).to_bytes(4, "little")
+        assert raw[at + 12 + length : at + 16 + length] == masked_crc32c(event).to_bytes(
+            4, "little"
+        )
         at += 16 + length
+    assert events[0].file_version == "brain.Event:2"
+    assert (events[1].step, events[1].session_log.status) == (1, 1)  # purges from step 1
     scalars = {v.tag: (e.step, v.simple_value) for e in events for v in e.summary.value}
     assert scalars["loss"] == (5, 1.5)
     assert read_jsonl(tmp_path / "samples.jsonl") == [{"step": 5, "prompt": "綴", "text": "り"}]

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,15 @@ from tsuzuri.sharding import path_of
 # Orbax logs, with tracebacks, what it raises as well, and asyncio what Orbax then leaves undone.
 for name in ("absl", "asyncio"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _quietly(told: Any, before: Callable[[Any], None] = sys.unraisablehook) -> None:
+    """tensorstore's other writes may fail after Orbax has left, and then show a traceback each."""
+    if "Event loop is closed" not in str(told.exc_value):
+        before(told)
+
+
+sys.unraisablehook = _quietly
 
 
 def save(folder: Path, step: int, state: Any, belongs_to: Mapping[str, str], keep: int) -> None:

@@ -4,12 +4,13 @@ A tracker has `log(step, metrics)` and `close()`. What a resumed run will do aga
 so that each step stands once in every file.
 """
 
-import contextlib
 import json
+import os
+import struct
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,42 +33,49 @@ class Jsonl:
     def __init__(self, path: Path, resumed_at: int):
         kept = [line for line in read_jsonl(path) if line["step"] <= resumed_at]
         write_text(path, "".join(json.dumps(k, ensure_ascii=False) + "\n" for k in kept))
-        self._path, self._file = path, path.open("a", encoding="utf-8", buffering=1)
+        self._path, self._file = path, path.open("ab", buffering=0)
 
     def log(self, step: int, metrics: Metrics) -> None:
-        try:
-            self._file.write(json.dumps({"step": step, **metrics}, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise RunError(f"cannot write {self._path}: {error.strerror}") from error
+        line = json.dumps({"step": step, **metrics}, ensure_ascii=False) + "\n"
+        _append(self._path, self._file, line.encode())
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # what could not be written has been said
-            self._file.close()
+        self._file.close()
 
 
 class TensorBoard:
-    """Scalars that `tensorboard --logdir RUN` draws; written without TensorFlow."""
+    """Scalars that `tensorboard --logdir RUN` draws: an event file of TensorFlow's.
+
+    It is written here because tensorboardX's thread dies alone, with a traceback, on a full disk,
+    and because it imports PyTorch, 5 seconds of every start where that is installed. A record is
+    a length, its checksum, an Event and its checksum (TensorFlow's core/lib/io/record_writer.cc);
+    an Event is in Protocol Buffers' wire format (core/util/event.proto, core/framework/
+    summary.proto).
+    """
 
     def __init__(self, folder: Path, resumed_at: int):
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=resumed_at + 1)
-        # Its thread prints a traceback where the disk is full; the run says that in a line itself.
-        self._hook = threading.excepthook
-        threading.excepthook = self._of_threads
-
-    def _of_threads(self, failed: threading.ExceptHookArgs) -> None:
-        if not isinstance(failed.exc_value, OSError):
-            self._hook(failed)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"events.out.tfevents.{time.time():.0f}.{os.uname().nodename}"
+        self._file = self._path.open("ab", buffering=0)
+        self._write(0, _field(3, b"brain.Event:2"))
+        # START of a session: TensorBoard hides what was written before of these and later steps.
+        self._write(resumed_at + 1, _field(7, b"\x08\x01"))
 
     def log(self, step: int, metrics: Metrics) -> None:
-        for key, value in metrics.items():
-            if isinstance(value, int | float):
-                self._writer.add_scalar(key, value, step)
+        values = b""
+        for key, number in metrics.items():
+            if isinstance(number, int | float):
+                values += _field(1, _field(1, key.encode()) + b"\x15" + struct.pack("<f", number))
+        self._write(step, _field(5, values))
 
     def close(self) -> None:
-        self._writer.close()
-        threading.excepthook = self._hook
+        self._file.close()
+
+    def _write(self, step: int, what: bytes) -> None:
+        event = b"\x09" + struct.pack("<d", time.time()) + b"\x10" + _varint(step) + what
+        length = struct.pack("<Q", len(event))
+        record = length + _checksum(length) + event + _checksum(event)
+        _append(self._path, self._file, record)
 
 
 class Console:
@@ -215,3 +223,45 @@ def duration(seconds: float) -> str:
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+
+
+def _append(path: Path, file: RawIOBase, data: bytes) -> None:
+    """Writes all of it through.
+
+    Raises:
+      RunError: the disk is full, ...
+    """
+    try:
+        while data:  # a disk that is nearly full takes a part, and then none
+            data = data[file.write(data) :]
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _varint(number: int) -> bytes:
+    """A number in protobuf's wire format: 7 bits a byte, the lowest first."""
+    low, rest = number & 127, number >> 7
+    return bytes([low | 128]) + _varint(rest) if rest else bytes([low])
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of a message in protobuf's wire format, of bytes, text or a message."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _crc32c_of_byte(byte: int) -> int:
+    for _ in range(8):
+        byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)  # Castagnoli's polynomial, reflected
+    return byte
+
+
+_CRC32C = [_crc32c_of_byte(byte) for byte in range(256)]
+
+
+def _checksum(data: bytes) -> bytes:
+    """TensorFlow's masked CRC-32C (core/lib/hash/crc32c.h)."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ _CRC32C[(crc ^ byte) & 255]
+    crc ^= 0xFFFFFFFF
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
