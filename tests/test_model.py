@@ -38,6 +38,7 @@ UNTIED = {"tied_head": False}
 # parameters, in the logits.
 FLIPS: dict[str, tuple[dict[str, Any], Any, str]] = {
     "vocab_size": ({}, 13, "shapes"),
+    "output_size": (UNTIED, 13, "shapes"),
     "context_length": (LEARNED, 24, "shapes"),
     "num_layers": ({}, 3, "shapes"),
     "num_heads": ({"head_dim": 4}, 2, "shapes"),
@@ -67,7 +68,7 @@ FLIPS: dict[str, tuple[dict[str, Any], Any, str]] = {
 
 def resolved(**changes: Any) -> ModelConfig:
     flat = {f"model.{k}": v for k, v in (SMALL | changes).items()}
-    return replace(Config(sequence_length=16), flat).resolved_model(11)
+    return replace(Config(sequence_length=16, sample_every=0), flat).resolved_model(11)
 
 
 def parameters(cfg: ModelConfig) -> tuple[Any, Any]:

@@ -202,6 +202,13 @@ def test_the_first_signal_asks_the_second_stops():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_who_sent_sigterm_before_there_was_anything_to_save_starts_it_again():
+    for number, leaves_as in ((signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)):
+        with pytest.raises(leaves_as), StopSignals():
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+
+
 def test_an_interrupt_that_a_library_swallows_still_stops_the_run(tmp_path, text, monkeypatch):
     """Some catch whatever comes while they are imported, or while their Rust calls Python."""
 

@@ -58,6 +58,7 @@ class ModelConfig:
     """The switches of the Decoder. A zero means: derived, as the comment says."""
 
     vocab_size: int = 0  # 0: the tokenizer's
+    output_size: int = 0  # what the head tells apart, where that is not the vocabulary; 0: it is
     context_length: int = 0  # the most tokens the model can see; 0: sequence_length
     num_layers: int = 4
     num_heads: int = 4  # query heads
@@ -84,6 +85,11 @@ class ModelConfig:
     # Glorot's uniform. lm1b: the same, with token embeddings normal(1).
     init: Literal["gpt2", "lecun", "xavier", "lm1b"] = "gpt2"  # the parameters' first values
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
+
+    @property
+    def outputs(self) -> int:
+        """How many logits there are."""
+        return self.output_size or self.vocab_size
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,8 @@ class ComputeConfig:
     scan_layers: bool = False  # compile one layer and loop over it: for deep models
     # the fastest that the device has; plain XLA, in blocks; NVIDIA's cuDNN; or TPUs' splash kernel
     attention: Literal["auto", "blocked", "cudnn", "splash"] = "auto"  # how attention is computed
-    logits_mb: int = 1024  # a device holds at most so many MB of logits at once
+    # 0: what the device is fast with, 1024, and 16 on a CPU, whose caches hold that
+    logits_mb: int = 0  # a device holds at most so many MB of logits at once
 
 
 @dataclass(frozen=True)
@@ -316,7 +323,14 @@ def _check(c: Config) -> None:
     must(c.tokenizer.sample_mb >= 1, "tokenizer.sample_mb", "at least 1")
     for key in ("model.num_layers", "model.num_heads", "model.embed_dim"):
         must(flat[key] >= 1, key, "at least 1")
-    for key in ("vocab_size", "context_length", "num_kv_heads", "head_dim", "mlp_dim"):
+    for key in (
+        "vocab_size",
+        "output_size",
+        "context_length",
+        "num_kv_heads",
+        "head_dim",
+        "mlp_dim",
+    ):
         must(flat[f"model.{key}"] >= 0, f"model.{key}", "0 (derived) or more")
     if not m.head_dim and m.embed_dim % m.num_heads:
         raise UserError(
@@ -336,6 +350,12 @@ def _check(c: Config) -> None:
         )
     if m.tied_head and m.head_bias:
         raise UserError("model.head_bias needs model.tied_head false")
+    if m.output_size and m.tied_head:
+        raise UserError("model.output_size needs model.tied_head false")
+    if m.output_size and c.sample_every:
+        raise UserError(
+            "model.output_size needs sample_every 0: what the model gives is not what it reads"
+        )
     if m.scale_tied_head and not m.tied_head:
         raise UserError("model.scale_tied_head needs model.tied_head true")
     must(0 <= m.dropout < 1, "model.dropout", "at least 0 and less than 1")
@@ -353,8 +373,8 @@ def _check(c: Config) -> None:
     must(0 <= c.optim.label_smoothing < 1, "optim.label_smoothing", "at least 0 and less than 1")
     must(0 <= c.optim.z_loss < math.inf, "optim.z_loss", "0 (none) or more")
     must(c.watchdog_seconds >= 0, "watchdog_seconds", "0 (never) or more")
-    for key in ("compute.accumulate", "compute.logits_mb"):
-        must(flat[key] >= 1, key, "at least 1")
+    must(c.compute.accumulate >= 1, "compute.accumulate", "at least 1")
+    must(c.compute.logits_mb >= 0, "compute.logits_mb", "0 (what suits the device) or more")
     if c.batch_size % c.compute.accumulate:
         raise UserError(
             f"batch_size {c.batch_size} is not divisible by compute.accumulate "

@@ -8,6 +8,7 @@ its own rows only.
 Legend: B batch, L sequence length, N blocks.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -26,6 +27,7 @@ _STORED = {  # what is decoded, by packing; positions follow from segments
     "concat": ("input_ids",),
     "packed": ("input_ids", "segment_ids"),
     "document": ("input_ids", "labels"),
+    "aligned": ("input_ids", "targets"),
 }
 
 
@@ -33,8 +35,8 @@ class Batch(NamedTuple):
     """One step's input.
 
     Attributes:
-      tokens_BL: int32 ids that the model sees.
-      targets_BL: int32, the id after each.
+      tokens_BL: int32 ids that the model sees; or [B, L, n], n of them at each place.
+      targets_BL: int32, the id after each; or what features give for each place.
       weights_BL: float32, 1 where the target counts; 0 where it is padding, was a target in an
         earlier block, or begins another document of a packed block.
       segments_BL: int32, the document of each token in a packed block, from 1; 0 is padding. None
@@ -53,10 +55,12 @@ class Blocks:
     """The blocks of one split, memory-mapped; a random-access source as Grain takes it.
 
     Attributes:
-      array: the ids [N, L+1], uint16 where the vocabulary allows it, else uint32.
+      array: the ids [N, L+1], uint16 where the vocabulary allows it, else uint32. In aligned blocks
+        [N, L, n]: n ids at each place.
       padding: the id that is never a target.
       labels: bool [N, L+1], whether the id counts as a target; None where all but padding do.
       segments: uint16 [N, L+1], the document of each id in a packed block; None in the others.
+      targets: int32 [N, L], what aligned blocks give at each place, or IGNORED; None in the others.
     """
 
     def __init__(
@@ -65,9 +69,10 @@ class Blocks:
         padding: int,
         labels: np.ndarray | None = None,
         segments: np.ndarray | None = None,
+        targets: np.ndarray | None = None,
     ):
         self.array, self.padding = array, padding
-        self.labels, self.segments = labels, segments
+        self.labels, self.segments, self.targets = labels, segments, targets
 
     @classmethod
     def open(
@@ -103,6 +108,7 @@ class Blocks:
             made_by["padding"],
             arrays.get("labels"),
             arrays.get("segment_ids"),
+            arrays.get("targets"),
         )
 
     def __len__(self) -> int:
@@ -114,6 +120,10 @@ class Blocks:
     def batch(self, rows: np.ndarray) -> Batch:
         """The blocks `rows` [B] as a Batch."""
         ids = self.array[rows].astype(np.int32)
+        if self.targets is not None:
+            given = self.targets[rows]
+            counts = given != IGNORED
+            return Batch(ids, np.where(counts, given, 0), counts.astype(np.float32))
         tokens, targets = ids[:, :-1], ids[:, 1:]
         if self.segments is not None:
             segments = self.segments[rows].astype(np.int32)
@@ -261,10 +271,20 @@ def _decode(folder: Path, features: dict[str, Any], split: str, column: str, dec
 
     vocab_size = features["tokenizer"]["vocab_size"]
     ids = np.uint16 if vocab_size <= 1 << 16 else np.uint32
-    limit = vocab_size if column == "input_ids" else 1 << 16
-    dtype = np.dtype({"input_ids": ids, "labels": np.bool_, "segment_ids": np.uint16}[column])
-    width = features["sequence_length"] + 1
-    shape = (features["splits"][split]["blocks"], width)
+    # (the least value, what it must stay below, as what it is kept); of labels only what is ignored
+    least, limit, kept_as = {
+        "input_ids": (0, vocab_size, ids),
+        "labels": (IGNORED, vocab_size, np.bool_),
+        "segment_ids": (0, 1 << 16, np.uint16),
+        "targets": (IGNORED, features.get("outputs", 0), np.int32),
+    }[column]
+    dtype, length = np.dtype(kept_as), features["sequence_length"]
+    if features["packing"] != "aligned":
+        row = (length + 1,)
+    else:
+        row = (length, features["ids_a_place"]) if column == "input_ids" else (length,)
+    width = math.prod(row)
+    shape = (features["splits"][split]["blocks"], *row)
     # Written, not mapped: on a full disk a write is an error, a mapping a crash.
     with files.write_beside(decoded) as beside, beside.open("wb") as out:
         header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
@@ -274,13 +294,13 @@ def _decode(folder: Path, features: dict[str, Any], split: str, column: str, dec
             path = folder / file["name"]
             try:
                 for values in _read(path, column, width):
-                    if column == "labels":
-                        values = values != IGNORED
-                    elif values.size and not 0 <= values.min() <= values.max() < limit:
+                    if values.size and not least <= values.min() <= values.max() < limit:
                         raise UserError(
                             f"{path}: holds {'a token id' if column == 'input_ids' else column} "
-                            f"outside of 0 to {limit - 1}"
+                            f"outside of {least} to {limit - 1}"
                         )
+                    if column == "labels":
+                        values = values != IGNORED
                     rows += len(values)
                     out.write(values.astype(dtype).tobytes())
             except (pa.ArrowException, OSError) as error:

@@ -47,7 +47,13 @@ def make_eval_step(
 
 
 def mean_loss(
-    eval_step: EvalStep, params: Any, blocks: Blocks, batch: int, mesh: Mesh, limit: int = 0
+    eval_step: EvalStep,
+    params: Any,
+    blocks: Blocks,
+    batch: int,
+    mesh: Mesh,
+    limit: int = 0,
+    alive: Callable[[], None] = lambda: None,
 ) -> tuple[float, int]:
     """The mean loss over every token of the blocks, in nats a token, and the number of tokens.
 
@@ -56,16 +62,18 @@ def mean_loss(
     Args:
       batch: blocks at a time, a multiple of the devices that share a batch.
       limit: look at so many blocks at most, evenly spaced; 0 for all.
+      alive: called after each batch.
     """
     split, rows = NamedSharding(mesh, BATCH), local_rows(mesh, batch)
 
     def on_devices(local: Any) -> jax.Array:
-        return jax.make_array_from_process_local_data(split, local, (batch, local.shape[1]))
+        return jax.make_array_from_process_local_data(split, local, (batch, *local.shape[1:]))
 
-    sums = [
-        eval_step(params, jax.tree.map(on_devices, part))
-        for part in in_order(blocks, batch, limit, rows)
-    ]
+    sums = []
+    for part in in_order(blocks, batch, limit, rows):
+        sums.append(eval_step(params, jax.tree.map(on_devices, part)))
+        jax.block_until_ready(sums[-2:][0])  # the batch before: the device has the next one to do
+        alive()
     tokens = sum(float(weight) for _, weight in sums)
     return math.fsum(float(loss) for loss, _ in sums) / tokens, round(tokens)
 
@@ -77,6 +85,7 @@ def split_figures(
     split: Mapping[str, Any],
     mesh: Mesh,
     batch: int,
+    alive: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """The figures of a whole split of features, as `tsuzuri eval` prints them.
 
@@ -85,8 +94,9 @@ def split_figures(
     Args:
       split: the split's entry in features.json.
       batch: blocks at a time, a multiple of the devices that share a batch.
+      alive: called after each batch.
     """
-    loss, tokens = mean_loss(eval_step, params, blocks, batch, mesh)
+    loss, tokens = mean_loss(eval_step, params, blocks, batch, mesh, alive=alive)
     bits = split["entropy_bits"]
     return {
         "loss": loss,

@@ -88,7 +88,7 @@ class Decoder(nnx.Module):
         if cfg.final_norm:
             self.final_norm = _norm(cfg, cfg.embed_dim, rngs)
         if not cfg.tied_head:
-            self.head = _linear(cfg, cfg.embed_dim, cfg.vocab_size, cfg.head_bias, rngs)
+            self.head = _linear(cfg, cfg.embed_dim, cfg.outputs, cfg.head_bias, rngs)
 
     def __call__(
         self,
@@ -116,7 +116,7 @@ class Decoder(nnx.Module):
         """The residual stream before the head [B, T, D], and the cache with these tokens in it.
 
         Args:
-          tokens_BT: token ids.
+          tokens_BT: token ids; or [B, T, n], n ids at each place, whose embeddings are added.
           positions_BT: each token's place in its own text; by default 0, 1, 2 ... T-1.
           cache: from `empty_cache` or an earlier call; none when training.
           dropout_key: none switches dropout off.
@@ -143,7 +143,8 @@ class Decoder(nnx.Module):
         table = how.gather(table) if how.gather else table
         # In float32, as its gradient is the sum over all places of a token.
         rows_VD = table["token_embed"]["embedding"].astype(jnp.float32)
-        x_BTD = jnp.take(rows_VD, tokens_BT, axis=0).astype(cfg.dtype)
+        x_BTD = jnp.take(rows_VD, tokens_BT, axis=0)
+        x_BTD = (x_BTD if tokens_BT.ndim == 2 else x_BTD.sum(2)).astype(cfg.dtype)
         if cfg.positions == "learned":
             places = {"position_embed": {"embedding": self.position_embed.embedding[...]}}
             places = how.gather(places) if how.gather else places
@@ -246,7 +247,7 @@ def flops_per_token(cfg: ModelConfig, length: int) -> int:
     heads, kv_heads = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
     mlp = (3 if cfg.activation == "swiglu" else 2) * cfg.embed_dim * cfg.mlp_dim
     layer = 2 * cfg.embed_dim * (heads + kv_heads) + mlp
-    matrices = cfg.num_layers * layer + cfg.embed_dim * cfg.vocab_size
+    matrices = cfg.num_layers * layer + cfg.embed_dim * cfg.outputs
     return 6 * matrices + 6 * cfg.num_layers * heads * length
 
 

@@ -192,7 +192,7 @@ def memory(
     weights = on_one_device(shapes.params, split.params)
     optimizer = on_one_device(shapes.opt_state, split.opt_state)
     blocks = [sum(x.size for x in jax.tree.leaves(b)) for b in shapes.params["blocks"].values()]
-    head = m.vocab_size * m.embed_dim
+    head = m.outputs * m.embed_dim
     stacked = width * sum(blocks) // (mesh.fsdp * mesh.tensor) if cfg.compute.scan_layers else 0
     copies = stacked
     if mesh.fsdp > 1:  # a block and its gradient, or the head, for the time of its work
@@ -227,11 +227,11 @@ def _of_batch(
     # XLA for CPUs computes nothing twice outside of a loop: it finds that both are the same.
     remat = cfg.compute.remat if cfg.compute.scan_layers or not on_cpu else "none"
     kept = kept_per_token(m, cfg.sequence_length, mesh.tensor, on_cpu, remat, scores_kept)
-    devices = AbstractMesh((mesh.data, mesh.fsdp, mesh.tensor), AXES)
-    parts = loss_parts(dataclasses.replace(cfg, batch_size=batch_size), m.vocab_size, devices)
+    devices = mesh.data * mesh.fsdp * mesh.tensor
+    parts = loss_parts(dataclasses.replace(cfg, batch_size=batch_size), m.outputs, devices, on_cpu)
     # float32; a CPU keeps the logits and their gradient, an accelerator fuses one into the loss.
-    logits = (2 if on_cpu else 1) * 4 * tokens * m.vocab_size // (mesh.tensor * parts)
-    head = m.vocab_size * m.embed_dim // mesh.tensor
+    logits = (2 if on_cpu else 1) * 4 * tokens * m.outputs // (mesh.tensor * parts)
+    head = m.outputs * m.embed_dim // mesh.tensor
     first = 4 * head // mesh.fsdp
     if parts > 1:  # computed with the logits: the whole head's, and that of the stream
         first = width_of(m, on_cpu) * (head + tokens * m.embed_dim)

@@ -29,7 +29,7 @@ Say = Callable[[str], None]
 _MAY_CHANGE = ("steps", "eval_every", "eval_blocks", "save_every", "keep_checkpoints")
 _MAY_CHANGE += ("sample_every", "log_every", "watchdog_seconds", "sample.", "mesh.", "compute.")
 # Switches that older checkpoints know nothing of, with the value that means what those did.
-_LATER = {"logit_cap": 0.0}
+_LATER = {"logit_cap": 0.0, "output_size": 0}
 
 
 def read_config(run: Path) -> Config:

@@ -53,6 +53,11 @@ def make_mesh(cfg: MeshConfig, batch_size: int, accumulate: int = 1) -> Mesh:
     return jax.make_mesh((whole.data, whole.fsdp, whole.tensor), AXES, axis_types=_AUTO)
 
 
+def on_cpu(mesh: Mesh) -> bool:
+    """Whether the devices of the mesh are CPUs."""
+    return mesh.devices.flat[0].platform == "cpu"
+
+
 def whole_mesh(cfg: MeshConfig, devices: int) -> MeshConfig:
     """The mesh with the devices that are left over as `data`.
 
@@ -215,7 +220,7 @@ def _scatter(
     shape = rows.shape[0] // mesh.shape["fsdp"], rows.shape[1]
     if has_vocabulary and math.prod(shape) % 128 == 0:
         rows = rows.reshape(-1, 128)
-    if mesh.devices.flat[0].platform == "cpu":  # XLA for CPUs dies of this sum in bfloat16
+    if on_cpu(mesh):  # XLA for CPUs dies of this sum in bfloat16
         rows = rows.astype(jnp.float32)
     rows = jax.lax.psum_scatter(rows, "fsdp", tiled=True).astype(gradient.dtype)
     return (jnp.swapaxes(rows.reshape(shape), 0, axis),)

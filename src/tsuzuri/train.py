@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import psutil
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tsuzuri import checkpoint, devices, evaluate, hosts, run_folder, tokenizer
@@ -39,6 +39,7 @@ from tsuzuri.sharding import (
     gathered,
     local_rows,
     make_mesh,
+    on_cpu,
     own_rows,
     shardings,
     summed,
@@ -136,7 +137,7 @@ def train(
         graphdef, init, train_steps = make_training(cfg, model_cfg, mesh)
         how, parts = execution(cfg, model_cfg, mesh), cfg.compute.accumulate
         eval_step = evaluate.make_eval_step(
-            graphdef, mesh, how, loss_parts(cfg, model_cfg.vocab_size, mesh)
+            graphdef, mesh, how, loss_parts(cfg, model_cfg.outputs, mesh.size, on_cpu(mesh))
         )
         eval_batch = cfg.batch_size // parts
         checkpoints = run / "checkpoints"
@@ -154,14 +155,14 @@ def train(
             f"on, {features['splits']['held_out']['tokens']:,} held out"
             + (f"; going on from step {start}" if restored else "")
         )
-        generator = Generator(model_cfg, state.params, tok)
+        generator = Generator(model_cfg, state.params, tok) if cfg.sample_every else None
         log = Log(run, start, console, write=hosts.is_first())
         meter = Meter(cfg, model_cfg, batches)
         watchdog = held.enter_context(watch(cfg.watchdog_seconds))
 
         def now(doing: str) -> None:
             log.goodput.now(doing)
-            watchdog.alive(doing, patience=1 if doing == "training" else 4)
+            watchdog.alive(doing, patience=4 if doing == "compiling" else 1)
 
         def save(step: int, state: TrainState) -> None:
             now("saving")
@@ -198,12 +199,18 @@ def train(
                 if its_time(step, cfg.eval_every) and step < cfg.steps:
                     now("evaluating")
                     loss, _ = evaluate.mean_loss(
-                        eval_step, state.params, held_out, eval_batch, mesh, cfg.eval_blocks
+                        eval_step,
+                        state.params,
+                        held_out,
+                        eval_batch,
+                        mesh,
+                        cfg.eval_blocks,
+                        partial(now, "evaluating"),
                     )
                     log(step, {"held_out_loss": loss, "held_out_perplexity": math.exp(loss)})
                 if its_time(step, cfg.save_every):
                     save(step, state)
-                if its_time(step, cfg.sample_every):
+                if generator and its_time(step, cfg.sample_every):
                     now("sampling")
                     log.sample(step, cfg.sample.prompt, sample(generator, state.params, cfg))
                 meter.stop_clock()
@@ -218,7 +225,13 @@ def train(
             now("evaluating")
             split = features["splits"]["held_out"]
             summary = evaluate.split_figures(
-                eval_step, state.params, held_out, split, mesh, eval_batch
+                eval_step,
+                state.params,
+                held_out,
+                split,
+                mesh,
+                eval_batch,
+                partial(now, "evaluating"),
             )
             names = ("loss", "perplexity", "bits_per_byte")
             if step > start or not log.ended:  # run again, it has nothing new to say
@@ -330,21 +343,20 @@ def loss_function(cfg: Config, model_cfg: ModelConfig, mesh: Mesh) -> Loss:
     def loss(head: Any, x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> Any:
         return objective(head_logits(model_cfg, head, x_BTD), targets_BT, weights_BT, *extras)
 
-    parts = loss_parts(cfg, model_cfg.vocab_size, mesh)
-    return in_parts(loss, parts)
+    return in_parts(loss, loss_parts(cfg, model_cfg.outputs, mesh.size, on_cpu(mesh)))
 
 
-def loss_parts(cfg: Config, vocab_size: int, mesh: Mesh | AbstractMesh) -> int:
+def loss_parts(cfg: Config, outputs: int, devices: int, on_cpu: bool) -> int:
     """The fewest parts of a sequence whose logits are at most `compute.logits_mb` a device."""
     tokens = cfg.batch_size // cfg.compute.accumulate * cfg.sequence_length
-    size = 4 * tokens * vocab_size / mesh.size
-    enough = size / (cfg.compute.logits_mb * 1e6)
+    size = 4 * tokens * outputs / devices
+    enough = size / ((cfg.compute.logits_mb or (16 if on_cpu else 1024)) * 1e6)
     divisors = (n for n in range(1, cfg.sequence_length + 1) if cfg.sequence_length % n == 0)
     return next((n for n in divisors if n >= enough), cfg.sequence_length)
 
 
 def stack(batches: Batches, first: int, last: int, parts: int, mesh: Mesh) -> Batch:
-    """The batches of steps first to last - 1 as one, on devices: each array [N, A, B/A, L].
+    """The batches of steps first to last - 1 as one, on devices: each array [N, A, B/A, L, ...].
 
     Each host reads its own rows only. A is `compute.accumulate`.
     """
@@ -354,8 +366,9 @@ def stack(batches: Batches, first: int, last: int, parts: int, mesh: Mesh) -> Ba
     split = NamedSharding(mesh, P(None, None, *BATCH))
 
     def one(*arrays: np.ndarray) -> jax.Array:
-        local = np.stack(arrays).reshape(len(steps), parts, len(rows_b), -1)
-        shape = len(steps), parts, batches.batch_size // parts, local.shape[-1]
+        rest = arrays[0].shape[1:]
+        local = np.stack(arrays).reshape(len(steps), parts, len(rows_b), *rest)
+        shape = len(steps), parts, batches.batch_size // parts, *rest
         return jax.make_array_from_process_local_data(split, local, shape)
 
     return jax.tree.map(one, *steps)
@@ -516,11 +529,13 @@ class StopSignals:
     Attributes:
       asked: one has come. It stays true where a library swallowed the KeyboardInterrupt.
       patient: the first one is only noted, for who looks at `asked`; else it interrupts at once. A
-        second one always does.
+        second one always does. Out of the block it leaves as Stopped if it was SIGTERM's: who sent
+        that starts the run again.
     """
 
     def __init__(self) -> None:
         self.asked = self.patient = False
+        self._last = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -529,11 +544,13 @@ class StopSignals:
                 self._before[number] = signal.signal(number, self._come)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if kind is KeyboardInterrupt and self._last == signal.SIGTERM:
+            raise Stopped("stopped by SIGTERM; the same command goes on from what is saved")
 
     def _come(self, number: int, frame: Any) -> None:
-        again, self.asked = self.asked, True
+        again, self.asked, self._last = self.asked, True, number
         if again or not self.patient:
             raise KeyboardInterrupt

@@ -8,7 +8,7 @@ from trainer import TINY, two
 
 WATCHDOG = 5  # seconds
 ASKED = WATCHDOG + 5  # at most from the hang to the exit
-# Steps and nothing else: the watchdog is more patient with evaluations and checkpoints.
+# Steps and nothing else, which are quicker than the watchdog under any load.
 ONLY_STEPS = {"steps": 100_000, "eval_every": 100_000, "save_every": 100_000}
 WATCHED = TINY | ONLY_STEPS | {"watchdog_seconds": WATCHDOG}
 ENDLESS = WATCHED | {"watchdog_seconds": 0}

@@ -29,8 +29,9 @@ def describe(
     held_out: float,
     source: Mapping[str, Any],
     splits: Mapping[str, Any],
+    **more: Any,
 ) -> dict[str, Any]:
-    """The content of features.json, with its fingerprint."""
+    """The content of features.json, with its fingerprint; `more` as it is."""
     features = {
         "format": FORMAT,
         "packing": packing.kind,
@@ -42,6 +43,7 @@ def describe(
         "tokenizer": attributes(tokenizer),
         "source": dict(source),
         "splits": dict(splits),
+        **more,
     }
     return features | {"fingerprint": _fingerprint(features)}
 
@@ -148,14 +150,16 @@ def write_blocks(file: Any, blocks: Blocks) -> None:
     """Writes blocks as one row group."""
     import pyarrow as pa
 
-    rows, width = blocks["input_ids"].shape
-
     # pa.array(numpy array) would import pandas, where that is installed: most of a second.
     def array(values: np.ndarray) -> pa.Array:
         return pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(values)])
 
-    offsets = array(np.arange(0, rows * width + 1, width, dtype=np.int32))
-    columns = [pa.ListArray.from_arrays(offsets, array(c.ravel())) for c in blocks.values()]
+    def lists(values: np.ndarray) -> pa.ListArray:
+        offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
+        return pa.ListArray.from_arrays(array(offsets), array(values.ravel()))
+
+    columns = [lists(values) for values in blocks.values()]
+    rows = len(blocks["input_ids"])
     file.write_table(pa.table(columns, schema=file.schema), row_group_size=rows)
 
 
