@@ -110,9 +110,9 @@ def weights_gigabytes() -> float:
 
 def first_token(folder: Path) -> None:
     """Seconds to load a run folder, and from there to the first piece of text."""
-    from tsuzuri.cli import _start_jax
+    from tsuzuri.verbs import start_jax
 
-    _start_jax()
+    start_jax()
     import tsuzuri
     from tsuzuri.config import replace
     from tsuzuri.generate import Sampling

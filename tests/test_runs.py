@@ -48,10 +48,15 @@ def test_every_command_parses(script: Path, tmp_path: Path):
             chosen = corpus.named(parsed.corpus)
             given = {name for name in verbs.CORPUS if getattr(parsed, name) is not None}
             assert given <= set(chosen.options) and parsed.out in text
-        if parsed.verb == "train":
+        if parsed.verb in ("train", "ime train"):
             run, changes = parsed.run, verbs.changes_of(parsed)
-            cfg = replace(preset(changes["preset"], changes.get("size", "")), changes)
+            name = changes.get("preset", "first-two" if parsed.verb == "ime train" else "")
+            cfg = replace(preset(name, changes.get("size", "")), changes)
             assert cfg.resolved_model(50_000).vocab_size == (cfg.model.vocab_size or 50_000)
         if parsed.verb in ("eval", "generate"):
             assert parsed.run == run
-    assert said[0] == "prepare" and said[-1] == "generate" and "train" in said
+    assert said[0] == "prepare"
+    if script.stem == "ftc":
+        assert said[1:].count("ime train") == 2 and said[-1] == "ime eval"
+    else:
+        assert said[-1] == "generate" and "train" in said

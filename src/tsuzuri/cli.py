@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from tsuzuri import __version__, config, verbs
+from tsuzuri.apps.input_method import verbs as ime
 from tsuzuri.config import Config
 from tsuzuri.errors import UserError
 
@@ -98,10 +99,10 @@ def _parser() -> _Parser:
     added = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
     parser.verbs = {}
 
-    def verb(name: str, call: Any) -> _Parser:
+    def verb(name: str, call: Any, under: Any = added) -> _Parser:
         text = inspect.getdoc(call) or ""
-        made = added.add_parser(name, help=text.splitlines()[0], description=text)
-        made.set_defaults(call=call)
+        made = under.add_parser(name.split()[-1], help=text.splitlines()[0], description=text)
+        made.set_defaults(call=call, verb=name)
         parser.verbs[name] = made
         return made
 
@@ -189,6 +190,37 @@ def _parser() -> _Parser:
 
     p = verb("plot", verbs.plot)
     p.add_argument("run", help="the run folder")
+
+    p = verb("ime", ime.ime)
+    actions = p.add_subparsers(metavar="ACTION", required=True, parser_class=_Parser)
+    p = verb("ime train", ime.train, under=actions)
+    _source(p, "*", "; or nothing, to go on with the run")
+    p.add_argument("--run", required=True, help="the run folder: all that is made goes there")
+    p.add_argument("--config", type=Path, help="a JSON file of the values below")
+    p.add_argument(
+        "--sees",
+        choices=("prefixes", "committed"),
+        help="what the Transformer reads: letters, or the committed words too (committed)",
+    )
+    p.add_argument("--ngrams-only", action="store_true", help="no Transformer")
+    _config_flags(p, "")
+    p = verb("ime eval", ime.evaluate, under=actions)
+    p.add_argument("run", nargs="+", help="the run folder; or several, of other block sizes")
+    p.add_argument(
+        "--protocol", choices=("fair", "seed"), default="fair", help="seed: the paper's (fair)"
+    )
+    p.add_argument("--json", action="store_true", help="one JSON object")
+    p.add_argument("--plot", type=Path, help="a picture to draw, beside the paper's figures")
+    p = verb("ime convert", ime.convert, under=actions)
+    p.add_argument("run", help="the run folder")
+    p.add_argument("keys", help="fitwchinme")
+    p.add_argument("-k", type=int, default=5, help="so many readings (5)")
+    p = verb("ime type", ime.type_, under=actions)
+    p.add_argument("run", help="the run folder")
+    p = verb("ime serve", ime.serve, under=actions)
+    p.add_argument("run", help="the run folder")
+    p.add_argument("--host", default="127.0.0.1", help="the address to listen at (127.0.0.1)")
+    p.add_argument("--port", type=int, default=8700, help="(8700)")
     return parser
 
 

@@ -235,6 +235,32 @@ def minigpt() -> Config:
     )
 
 
+def first_two() -> Config:
+    """The Transformer of the First Two Character Input Method, for a text of 1 to 5 MB.
+
+    `tsuzuri ime train` makes its features, and as many steps as the text needs.
+    """
+    return Config(
+        preset="first-two",
+        size="",
+        steps=3500,
+        batch_size=64,
+        sequence_length=32,
+        learning_rate=3e-3,
+        eval_every=500,
+        save_every=500,
+        sample_every=0,
+        optim=OptimConfig(optimizer="muon"),
+        model=ModelConfig(
+            num_layers=3,
+            num_heads=3,
+            embed_dim=192,
+            tied_head=False,
+            dropout=0.2,
+        ),
+    )
+
+
 SIZED: dict[str, Callable[[str], Config]] = {"llama": llama, "gpt2": gpt2, "nanolm": nanolm}
 ONE_SHAPE: dict[str, Callable[[], Config]] = {
     "lm1b": lm1b,
@@ -242,6 +268,7 @@ ONE_SHAPE: dict[str, Callable[[], Config]] = {
     "japanese-0.1b": japanese_0_1b,
     "japanese-1.0b": japanese_1_0b,
     "minigpt": minigpt,
+    "first-two": first_two,
 }
 PRESETS = (*SIZED, *ONE_SHAPE)
 

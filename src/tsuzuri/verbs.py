@@ -27,9 +27,9 @@ def demo(args: argparse.Namespace) -> None:
     from tsuzuri.corpus.prepare import prepare as write_corpus
 
     began = time.monotonic()
-    run = _folder(args.run)
-    tales = corpus.named("tales").documents(say=_say, count=presets.DEMO_TALES)
-    write_corpus(tales, run / "corpus", {"name": "tales", "count": presets.DEMO_TALES}, _say)
+    run = folder_of(args.run)
+    tales = corpus.named("tales").documents(say=say, count=presets.DEMO_TALES)
+    write_corpus(tales, run / "corpus", {"name": "tales", "count": presets.DEMO_TALES}, say)
     _train(presets.demo(), run, [str(run / "corpus")])
     print(f"\nthree tales by the model ({run}):")
     _generate(run, ["", "", ""], {"temperature": 0.8, "top_k": 0, "seed": 1})
@@ -59,12 +59,12 @@ def prepare(args: argparse.Namespace) -> None:
     changes = changes_of(args)
     cleaning = config.replace(Config(), changes).text
     counts = write_corpus(
-        clean(chosen.documents(say=_say, **options), cleaning, _say),
+        clean(chosen.documents(say=say, **options), cleaning, say),
         Path(args.out),
         {"name": args.corpus, **{k: str(v) for k, v in options.items()}, **changes},
-        _say,
+        say,
     )
-    _say(f"{args.out}: {counts['documents']:,} documents, {counts['bytes']:,} bytes of text")
+    say(f"{args.out}: {counts['documents']:,} documents, {counts['bytes']:,} bytes of text")
 
 
 def tokenizer(args: argparse.Namespace) -> None:
@@ -85,7 +85,7 @@ def tokenizer(args: argparse.Namespace) -> None:
 
         if not args.text:
             raise UserError("tokenizer compare needs --text: the file to encode")
-        texts = [document.text for document in corpus.read([args.text], cfg.text, _say)]
+        texts = [document.text for document in corpus.read([args.text], cfg.text, say)]
         loaded = {spec: tokenizers.load(spec) for spec in args.source}
         sentence = args.sentence or compare.first_sentence(texts)
         print(compare.table(compare.compare(loaded, texts)))
@@ -97,10 +97,10 @@ def tokenizer(args: argparse.Namespace) -> None:
         raise UserError("tokenizer train needs --out: the folder to write")
     if Path(args.out).exists():
         raise UserError(f"{args.out} is there already; choose another --out")
-    texts = (document.text for document in corpus.read(args.source, cfg.text, _say))
-    trained = tokenizers.train(texts, cfg.tokenizer, _say, progress=True)
+    texts = (document.text for document in corpus.read(args.source, cfg.text, say))
+    trained = tokenizers.train(texts, cfg.tokenizer, say, progress=True)
     trained.save(Path(args.out))
-    _say(f"{args.out}: {trained.vocab_size:,} tokens")
+    say(f"{args.out}: {trained.vocab_size:,} tokens")
 
 
 def featurize(args: argparse.Namespace) -> None:
@@ -124,25 +124,25 @@ def featurize(args: argparse.Namespace) -> None:
             cfg.features,
             cfg.seed,
             {"sources": args.source},
-            _say,
+            say,
             args.beam_flags,
         )
     else:
         if args.beam_flags:
             raise UserError(f"{args.beam_flags[0]} is for Beam; give --runner beam as well")
         found = features.featurize(
-            lambda: corpus.read(args.source, cfg.text, _say),
+            lambda: corpus.read(args.source, cfg.text, say),
             tok,
             Path(args.out),
             cfg.sequence_length,
             cfg.features,
             cfg.seed,
             {"sources": args.source, "text": corpus.fingerprint(args.source, cfg.text)},
-            _say,
+            say,
             progress=True,
         )
     for name, split in found["splits"].items():
-        _say(f"{name}: {split['documents']:,} documents, {split['tokens']:,} tokens")
+        say(f"{name}: {split['documents']:,} documents, {split['tokens']:,} tokens")
 
 
 def train(args: argparse.Namespace) -> None:
@@ -154,18 +154,18 @@ def train(args: argparse.Namespace) -> None:
     from tsuzuri import cloud, hosts
 
     hosts.join(args.coordinator, args.num_processes, args.process_id, args.join_seconds)
-    with cloud.opened(args.run, _say) as (run, bucket):
-        _train(_config(args, run), run, args.source, args.profile, bucket)
+    with cloud.opened(args.run, say) as (run, bucket):
+        _train(config_of(args, run), run, args.source, args.profile, bucket)
 
 
 def evaluate(args: argparse.Namespace) -> None:
     """Loss, perplexity and bits per byte over the whole held-out split, or over a text of yours."""
-    _start_jax()
+    start_jax()
     from tsuzuri import cloud
     from tsuzuri.language_model import LanguageModel
 
     cfg = config.replace(Config(), changes_of(args))
-    model = LanguageModel.load(cloud.fetched(args.run, _say, features=not args.data), _say)
+    model = LanguageModel.load(cloud.fetched(args.run, say, features=not args.data), say)
     with tempfile.TemporaryDirectory() as folder:
         figures = model.evaluate(args.data, cfg.text, Path(folder) / "features")
     if args.json:
@@ -188,11 +188,11 @@ def export(args: argparse.Namespace) -> None:
     """A model for other programs: Hugging Face transformers (hf) or llama.cpp and Ollama (gguf)."""
     if args.push_to_hub and args.to != "hf":
         raise UserError("--push-to-hub goes with --to hf")
-    _start_jax()
+    start_jax()
     from tsuzuri.language_model import LanguageModel
 
     out = Path(args.out)
-    LanguageModel.load(args.run, _say).export(args.to, out, args.type)
+    LanguageModel.load(args.run, say).export(args.to, out, args.type)
     if args.to == "gguf":
         from tsuzuri.interop import gguf
 
@@ -201,7 +201,7 @@ def export(args: argparse.Namespace) -> None:
         from tsuzuri.interop import hf
 
         hf.push(out, args.push_to_hub)
-    _say(f"{out} is written")
+    say(f"{out} is written")
 
 
 def import_model(args: argparse.Namespace) -> None:
@@ -214,12 +214,12 @@ def import_model(args: argparse.Namespace) -> None:
     from tsuzuri.interop import hf, lm1b
     from tsuzuri.run_folder import create
 
-    run, path = _folder(args.run), Path(args.source)
+    run, path = folder_of(args.run), Path(args.source)
     if run.exists():
         raise UserError(f"{run} is there already; choose another --run")
     if not path.exists():
         path = hf.download(args.source)
-    found = (lm1b if lm1b.is_checkpoint(path) else hf).read(path, _say)
+    found = (lm1b if lm1b.is_checkpoint(path) else hf).read(path, say)
     model = found.model
     cfg = Config(preset="imported", size="", sequence_length=model.context_length, model=model)
     create(run, cfg, found.tokenizer, found.params)
@@ -234,7 +234,7 @@ def plan(args: argparse.Namespace) -> None:
     """
     if args.topology:
         os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
-    _start_jax()
+    start_jax()
     from tsuzuri import plan as planning
 
     changes = changes_of(args)
@@ -244,7 +244,7 @@ def plan(args: argparse.Namespace) -> None:
     if args.topology:
         from tsuzuri import pod
 
-        print(pod.table(cfg, vocab_size, args.topology, say=_say))
+        print(pod.table(cfg, vocab_size, args.topology, say=say))
         return
     print(planning.table(planning.plan(cfg, vocab_size, args.devices, args.device, args.mfu)))
 
@@ -254,7 +254,7 @@ def plot(args: argparse.Namespace) -> None:
     from tsuzuri import cloud
     from tsuzuri.run_folder import draw_loss
 
-    print(draw_loss(cloud.fetched(args.run, _say)))
+    print(draw_loss(cloud.fetched(args.run, say)))
 
 
 CORPUS = {  # what named corpora take: (type, help)
@@ -284,14 +284,14 @@ SAMPLING = {  # flag: (type, help); their defaults stand in generate.Sampling
 }
 
 
-def _folder(run: str) -> Path:
+def folder_of(run: str) -> Path:
     if "://" in run:
         raise UserError(f"--run {run}: give a folder; only `tsuzuri train` writes to buckets")
     return Path(run)
 
 
-def _config(args: argparse.Namespace, run: Path) -> Config:
-    """The config of `train`: the run's own, another run's or a preset's, with what was given."""
+def config_of(args: argparse.Namespace, run: Path, preset: str = "llama") -> Config:
+    """The config of a run: its own, another run's or a preset's, with what was given."""
     changes = changes_of(args)
     if args.config:
         changes = config.from_json(args.config) | changes
@@ -307,14 +307,14 @@ def _config(args: argparse.Namespace, run: Path) -> Config:
         base = read_config(Path(changes["init_from"]))
         changes |= {"tokenizer.path": str(Path(changes["init_from"]) / "tokenizer")}
     else:
-        base = presets.preset(changes.get("preset", "llama"), changes.get("size", ""))
+        base = presets.preset(changes.get("preset", preset), changes.get("size", ""))
     return config.replace(base, changes)
 
 
 def _train(
     cfg: Config, run: Path, sources: list[str], profile: bool = False, bucket: Any = None
 ) -> None:
-    _start_jax()
+    start_jax()
     import jax
 
     from tsuzuri import hosts
@@ -371,12 +371,12 @@ def _what_to_lower(cfg: Config, run: Path) -> str:
 def _generate(
     run: str | Path, prompts: list[str], sampling: dict[str, Any], stream: bool = False
 ) -> None:
-    _start_jax()
+    start_jax()
     from tsuzuri.generate import Sampling
     from tsuzuri.language_model import LanguageModel
 
     checked = Sampling(**sampling)
-    model = LanguageModel.load(run, _say)
+    model = LanguageModel.load(run, say)
     if stream and len(prompts) == 1:
         print(prompts[0], end="", flush=True)
         model.generate_many(prompts, checked, lambda row, text: print(text, end="", flush=True))
@@ -388,7 +388,7 @@ def _generate(
         print(done.prompt + done.text)
 
 
-def _start_jax() -> None:
+def start_jax() -> None:
     """JAX with its compilation cache on disk, so that a program's second run starts at once."""
     import jax
 
@@ -410,7 +410,7 @@ def _beam() -> Any:
     return beam
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
     print(message, file=sys.stderr)
 
 

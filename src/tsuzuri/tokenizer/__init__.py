@@ -29,6 +29,7 @@ _FILE_OF = {
     "cl100k": "tiktoken",
     "o200k": "tiktoken",
     "huggingface": "huggingface",
+    "first-two": "first_two",
 }
 _NAMES = ("bytes", "gpt2", "r50k", "cl100k", "o200k")
 
