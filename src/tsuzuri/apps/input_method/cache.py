@@ -17,7 +17,7 @@ from tsuzuri.tokenizer.first_two import FirstTwoTokenizer, code_of
 # What is counted: after how many same words, how many words until a count is half of itself, and
 # how many counts the prediction without them is worth. Tuned on development texts.
 TOPIC = (0, 1000.0, 15.0)
-LEVELS = [(0, 200.0, 20.0), (1, 3000.0, 6.0), (2, 1e6, 3.0)]
+LEVELS = [(0, 100.0, 30.0), (1, 1000.0, 6.0), (2, 1e6, 3.0)]
 
 
 class Cache:
