@@ -22,5 +22,4 @@ if [ -n "${BLOCKS:-}" ]; then
   done
 fi
 tsuzuri ime eval runs/ftc --protocol seed
-tsuzuri ime eval runs/ftc
-tsuzuri ime eval "${drawn[@]}" --plot runs/ftc.png
+tsuzuri ime eval runs/ftc "${drawn[@]}" --plot runs/ftc.png

@@ -36,6 +36,7 @@ PAPER = {
     },
 }
 SHOWN = 5  # candidates a user sees
+_WITH_TRANSFORMER = ("Transformer", "all together")
 _PIECE = 100  # words: a bootstrap sample is made of pieces, as neighbouring words are alike
 _SAMPLES = 1000
 _TIMED = 300  # words
@@ -77,11 +78,12 @@ def evaluate(run: str | Path) -> dict[str, Any]:
         histories = HiddenHistories(method.ngrams, tok)
         row("Kneser-Ney", sees, typed(histories, sees))
         histories = HiddenHistories(method.ngrams, tok)
-        last = row("... and cache", sees, typed(Cache(tok, histories, histories), sees))
+        last = row("Kneser-Ney + cache", sees, typed(Cache(tok, histories, histories), sees))
     sees = method.sees
     if method.transformer:
-        row("Transformer", sees, typed(Reading(method.transformer, *test), sees))
-        last = row("all together", sees, typed(method.predictor(test), sees))
+        alone, together = _WITH_TRANSFORMER
+        row(alone, sees, typed(Reading(method.transformer, *test), sees))
+        last = row(together, sees, typed(method.predictor(test), sees))
     letters = np.array([len(word) for word in parts.test_words])
     lengths = np.minimum(letters, _LONG)
     return {
@@ -214,35 +216,35 @@ def accuracy_plot(found: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws accuracy against n and against block size, beside the paper's, as a PNG.
 
     Args:
-      found: what `evaluate` gave of runs on one text, which may differ in block size.
+      found: what `evaluate` gave of runs on one text, which differ in block size or what they see.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), sharey=True, layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 6), sharey=True, layout="constrained")
     for (name, paper), color in zip(PAPER.items(), ("#9a9a9a", "#c9b27c"), strict=True):
         for axes, by in ((left, paper["n"]), (right, paper["block"])):
             axes.plot(*zip(*by.items(), strict=True), "o--", color=color, markersize=3.5,
                       linewidth=1.2, label=f"paper, {name}")  # fmt: skip
-    rows = found[0]["rows"]
+    rows = [row for row in found[0]["rows"] if row["model"] not in _WITH_TRANSFORMER]
     counts = [row["accuracy"][1] for row in rows[:6]]
-    left.plot(
-        range(1, 7), counts, "o-", color="#7a9cc6", markersize=3.5, label="the same counts here"
-    )
-    colors = iter(("#5b8930", "#8fb266", "#b5651d", "#c73e3a", "#7a3b69", "#444444"))
-    for row in rows[6:]:
-        left.axhline(row["accuracy"][1], color=next(colors), linewidth=1.4,
+    left.plot(range(1, 7), counts, "o-", color="#7a9cc6", markersize=3.5, label="the seed's counts, here")
+    styles = [("#5b8930", "--"), ("#5b8930", "-"), ("#b5651d", "--"), ("#b5651d", "-")]
+    for row, (color, line) in zip(rows[6:], styles, strict=True):
+        left.axhline(row["accuracy"][1], color=color, linestyle=line, linewidth=1.4,
                      label=f"{row['model']}, {row['sees']}")  # fmt: skip
-    ran = sorted((f for f in found if f["block_size"]), key=lambda f: f["block_size"])
-    for back, color in ((2, "#7a3b69"), (1, "#c73e3a")):
-        if ran:
-            right.plot(
-                [f["block_size"] for f in ran], [f["rows"][-back]["accuracy"][1] for f in ran],
-                "o-", color=color, markersize=4,
-                label=f"{ran[0]['rows'][-back]['model']}, {ran[0]['rows'][-back]['sees']}",
-            )  # fmt: skip
+    colors = iter(("#7a3b69", "#c73e3a", "#c58fb6", "#e5a19f"))
+    points: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for figures in sorted(found, key=lambda f: f["block_size"] or 0):
+        for row in figures["rows"]:
+            if row["model"] in _WITH_TRANSFORMER:
+                line = points.setdefault((row["model"], row["sees"]), [])
+                line.append((figures["block_size"], row["accuracy"][1]))
+    for (model, sees), line in points.items():
+        right.plot(*zip(*line, strict=True), "o-", color=next(colors), markersize=5,
+                   label=f"{model}, {sees}")  # fmt: skip
     left.set(xlabel="n", ylabel="accuracy of the first candidate", title="n-grams")
     right.set(xlabel="block size", title="Transformer", xscale="log")
     right.set_xticks([4, 8, 16, 32, 64], ["4", "8", "16", "32", "64"])
@@ -250,7 +252,8 @@ def accuracy_plot(found: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize="small")
+        axes.legend(frameon=False, fontsize="small", loc="upper center",
+                    bbox_to_anchor=(0.5, -0.12), ncols=2)  # fmt: skip
     with write_beside(path) as beside:
-        figure.savefig(beside, dpi=130, format="png")
+        figure.savefig(beside, dpi=110, format="png")
     plt.close(figure)
