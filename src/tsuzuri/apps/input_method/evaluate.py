@@ -230,7 +230,9 @@ def accuracy_plot(found: Sequence[Mapping[str, Any]], path: Path) -> None:
                       linewidth=1.2, label=f"paper, {name}")  # fmt: skip
     rows = [row for row in found[0]["rows"] if row["model"] not in _WITH_TRANSFORMER]
     counts = [row["accuracy"][1] for row in rows[:6]]
-    left.plot(range(1, 7), counts, "o-", color="#7a9cc6", markersize=3.5, label="the seed's counts, here")
+    left.plot(
+        range(1, 7), counts, "o-", color="#7a9cc6", markersize=3.5, label="the seed's counts, here"
+    )
     styles = [("#5b8930", "--"), ("#5b8930", "-"), ("#b5651d", "--"), ("#b5651d", "-")]
     for row, (color, line) in zip(rows[6:], styles, strict=True):
         left.axhline(row["accuracy"][1], color=color, linestyle=line, linewidth=1.4,
