@@ -14,9 +14,9 @@ from tsuzuri.apps.input_method.histories import HiddenHistories
 from tsuzuri.apps.input_method.predictors import Predictor
 from tsuzuri.tokenizer.first_two import FirstTwoTokenizer, code_of
 
-# What is counted: after how many same words, how many words until a count is half of itself, and
-# how many counts the prediction without them is worth. Tuned on development texts.
-TOPIC = (0, 1000.0, 15.0)
+# How many words until a count is half of itself, and how many counts the prediction without them
+# is worth; of the levels first, after how many same words. Tuned on parts of three texts.
+TOPIC = (1000.0, 15.0)
 LEVELS = [(0, 100.0, 30.0), (1, 1000.0, 6.0), (2, 1e6, 3.0)]
 
 
@@ -44,7 +44,7 @@ class Cache:
             have made this believe of them.
         """
         self._predictor, self._tokenizer, self._hidden = predictor, tokenizer, hidden
-        self._topic = _Counts(TOPIC[1])
+        self._topic = _Counts(TOPIC[0])
         self._levels = [_Counts(half_life) for _, half_life, _ in LEVELS]
         self._before: tuple[int, ...] = (-1,) * max(length for length, *_ in LEVELS)
         self._found: dict[int, np.ndarray] = {}  # for the code that is typed now
@@ -108,7 +108,7 @@ class Cache:
     def _predict(self, code: int) -> np.ndarray:
         candidates, learned = self._tokenizer.candidates(code), self._of_code[code]
         many = len(candidates)
-        counts, prior = self._topic.of(code, candidates, learned), TOPIC[2]
+        counts, prior = self._topic.of(code, candidates, learned), TOPIC[1]
         found = counts / (counts.sum() + prior)
         if candidates:
             usual = self._tokenizer.counts[candidates.start : candidates.stop]
