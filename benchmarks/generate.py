@@ -49,7 +49,8 @@ def model():
 
 
 def tsuzuri(batch: int) -> Callable[[], int]:
-    from tsuzuri.generate import Generator, Sampling
+    from tsuzuri.generate import Generator
+    from tsuzuri.sampling import Sampling
     from tsuzuri.tokenizer import ByteTokenizer
 
     cfg, params = model()
@@ -115,9 +116,9 @@ def first_token(folder: Path) -> None:
     start_jax()
     import tsuzuri
     from tsuzuri.config import replace
-    from tsuzuri.generate import Sampling
     from tsuzuri.presets import preset
     from tsuzuri.run_folder import create
+    from tsuzuri.sampling import Sampling
     from tsuzuri.tokenizer import ByteTokenizer
 
     if not folder.exists():

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from tsuzuri import generate
 from tsuzuri.config import ModelConfig
 from tsuzuri.errors import UserError
-from tsuzuri.generate import Generator, Sampling
+from tsuzuri.generate import Batch, Generator, Text
 from tsuzuri.model import Decoder, empty_cache
 from tsuzuri.presets import preset
+from tsuzuri.sampling import Knobs, Sampling
 from tsuzuri.tokenizer import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
@@ -140,7 +141,7 @@ def test_cached_logits_are_the_full_logits(name: str) -> None:
 def test_greedy_is_the_naive_loop_also_beyond_the_context(
     name: str, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "_LEAST_SLOTS", slots)  # gpt2's cache has to grow
+    monkeypatch.setattr(generate, "_LEAST_SLOTS", slots)  # gpt2's windows outgrow the first few
     monkeypatch.setattr(generate, "_LEAST_PREFILL", min(slots, generate._LEAST_PREFILL))
     sampling = Sampling(temperature=0, max_new_tokens=50, repetition_penalty=1.3)
     prompts = PROMPTS if slots == CONTEXT else SHORT
@@ -178,7 +179,7 @@ def test_a_token_depends_on_the_seed_the_row_and_its_number_only() -> None:
 
 def kept_by_numpy(logits: np.ndarray, s: Sampling) -> np.ndarray:
     """The distribution that the settings leave, by the papers' definitions over the whole row."""
-    p = np.exp((logits.astype(np.float64) - logits.max()) / s.temperature)
+    p = np.exp((logits.astype(np.float64) - logits.max()) / (s.temperature or 1e-30))
     order = np.argsort(-p, kind="stable")
     if s.top_k:
         p[order[s.top_k :]] = 0
@@ -198,25 +199,101 @@ def kept_by_numpy(logits: np.ndarray, s: Sampling) -> np.ndarray:
         Sampling(temperature=1.0, top_k=12, top_p=0.6),
         Sampling(temperature=1.3, top_k=0, min_p=0.2),
         Sampling(temperature=1.0, top_k=9, top_p=0.9, min_p=0.1),
+        Sampling(temperature=1.0, top_k=100, top_p=0.9),
         Sampling(temperature=1e-30, top_k=9),
+        Sampling(temperature=0),
     ],
 )
 def test_draws_follow_the_distribution(sampling: Sampling) -> None:
-    draws, vocab_size = 20_000, 50
-    logits_V = np.random.default_rng(0).normal(0, 1.5, vocab_size).astype(np.float32)
-    knobs, candidates = generator()._knobs(sampling)
-    if candidates > vocab_size:  # all of the generator's vocabulary; here there are fewer
-        candidates = vocab_size
+    draws, vocab_size = 20_000, 500
+    logits_V = np.random.default_rng(0).normal(0, 2.5, vocab_size).astype(np.float32)
     keys_B = jax.random.split(jax.random.key(0), draws)
     logits_BV = np.broadcast_to(logits_V, (draws, vocab_size))
     drawn_B = np.asarray(
-        jax.jit(generate.draw, static_argnums=3)(logits_BV, keys_B, knobs, candidates)
+        jax.jit(generate.draw)(logits_BV, keys_B, Knobs.of([(sampling, 0)] * draws))
     )
     expected_V = kept_by_numpy(logits_V, sampling)
     found_V = np.bincount(drawn_B, minlength=vocab_size) / draws
     assert not found_V[expected_V == 0].any()
-    # Five standard deviations of a share of so many draws.
-    assert (abs(found_V - expected_V) <= 5 * np.sqrt(expected_V / draws)).all()
+    # Five standard deviations of a share of so many draws; rare tokens come by whole ones.
+    assert (abs(found_V - expected_V) <= 5 * np.sqrt(expected_V / draws) + 4 / draws).all()
+
+
+def test_what_is_drawn_does_not_depend_on_the_way_to_the_bound() -> None:
+    """Rows of few candidates, of all and greedy ones, each alone and all together."""
+    all_settings = [
+        Sampling(temperature=0),
+        Sampling(temperature=1.7, top_k=40, top_p=0.9),
+        Sampling(temperature=1.1, top_k=0),
+        Sampling(temperature=0.9, top_k=0, top_p=0.7),
+        Sampling(temperature=1.3, top_k=90, min_p=0.01),
+    ]
+    logits_BV = np.random.default_rng(2).normal(0, 1.5, (5, 300)).astype(np.float32)
+    drawn = jax.jit(generate.draw)
+    for seed in range(20):
+        keys_B = jax.random.split(jax.random.key(seed), 5)
+        together = drawn(logits_BV, keys_B, Knobs.of([(s, 0) for s in all_settings]))
+        alone = [
+            int(drawn(logits_BV[r : r + 1], keys_B[r : r + 1], Knobs.of([(s, 0)]))[0])
+            for r, s in enumerate(all_settings)
+        ]
+        assert together.tolist() == alone
+        assert alone[0] == logits_BV[0].argmax()
+
+
+def test_texts_enter_and_leave_at_any_time() -> None:
+    settings = [
+        Sampling(temperature=0, max_new_tokens=30),
+        Sampling(temperature=1.5, max_new_tokens=9, seed=3),
+        Sampling(temperature=2.0, top_k=0, max_new_tokens=40, seed=4),
+        Sampling(temperature=1.0, top_p=0.5, top_k=0, max_new_tokens=1, repetition_penalty=1.4),
+        Sampling(temperature=1.2, max_new_tokens=25, stop=("e",), seed=5),
+    ]
+    jobs = [(PROMPTS[n % 4] + str(n), settings[n % 5]) for n in range(12)]
+    cfg, params = tiny("llama")
+    batch = Batch(cfg, params, TOKENIZER, [1, 2, 4], CONTEXT)
+    batch.warm_up()
+    programs = generate._decode._cache_size(), generate._prefill._cache_size()
+    waiting = [Text(prompt, TOKENIZER, sampling, scored=True) for prompt, sampling in jobs]
+    texts, left, turn = list(waiting), Text("nobody waits", TOKENIZER, settings[0]), 0
+    while waiting or any(batch.texts):
+        turn += 1
+        while waiting and None in batch.texts and (turn % 2 or not any(batch.texts)):
+            batch.enter(waiting.pop())
+        if turn == 3 and None in batch.texts:
+            batch.enter(left)
+        batch.step(1 + turn % 7)
+        if turn == 5 and left in batch.texts:
+            batch.leave(left)
+    assert programs == (generate._decode._cache_size(), generate._prefill._cache_size())
+    for text, (prompt, sampling) in zip(texts, jobs, strict=True):
+        alone = generator().generate([prompt], sampling)[0]
+        assert text.completion() == alone
+        assert len(text.scores) == len(text.ids)
+
+
+def test_scores_are_the_model_s_own_whatever_the_settings() -> None:
+    cfg, params = tiny("llama")
+    batch = Batch(cfg, params, TOKENIZER, [2], CONTEXT)
+    sampling = Sampling(temperature=3.0, top_k=3, repetition_penalty=1.5, max_new_tokens=20)
+    text = Text("猫", TOKENIZER, sampling, scored=True)
+    batch.enter(text)
+    while not text.finish:
+        batch.step()
+    ids = [EOT, *TOKENIZER.encode("猫"), *text.ids]
+    padded = np.zeros((4, CONTEXT), np.int32)
+    padded[0, : len(ids)] = ids
+    logprobs_TV = np.asarray(jax.nn.log_softmax(full_forward("llama")(padded)[0]))
+    of_all = generate.scores(cfg, params, ids, CONTEXT)
+    assert len(of_all) == len(ids) - 1
+    for found, first in ((text.scores, 4), (of_all, 1)):
+        for n, score in enumerate(found, first):
+            row_V = logprobs_TV[n - 1]
+            assert score.logprob == pytest.approx(row_V[ids[n]], abs=1e-4)
+            assert [i for i, _ in score.alternatives] == np.argsort(-row_V)[:5].tolist()
+            assert [p for _, p in score.alternatives] == pytest.approx(
+                np.sort(row_V)[::-1][:5], abs=1e-4
+            )
 
 
 def test_padding_and_rows_without_a_token_are_never_drawn() -> None:
@@ -280,7 +357,7 @@ def test_stop_strings(stop: tuple[str, ...], text: str) -> None:
 def test_stop_strings_cut_at_the_first_however_the_text_arrives(
     whole: str, stop: list[str], chunk: int
 ) -> None:
-    text = generate._Text("", TOKENIZER, tuple(stop))
+    text = Text("", TOKENIZER, Sampling(stop=tuple(stop)))
     pieces = []
     for n, token in enumerate(TOKENIZER.encode(whole)):
         if not text.finish:

@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 from tsuzuri import tokenizer as tokenizer_module
 from tsuzuri.config import ModelConfig, TokenizerConfig
 from tsuzuri.errors import RunError, UserError
-from tsuzuri.generate import Generator, Sampling
+from tsuzuri.generate import Generator
 from tsuzuri.interop import gguf
 from tsuzuri.model import Decoder
 from tsuzuri.presets import preset
+from tsuzuri.sampling import Sampling
 from tsuzuri.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, train
 from tsuzuri.tokenizer.byte_level import PATTERN
 

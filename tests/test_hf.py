@@ -23,11 +23,12 @@ from safetensors.numpy import load_file, save_file
 from tsuzuri import tokenizer
 from tsuzuri.config import Config, ModelConfig, TokenizerConfig, replace
 from tsuzuri.errors import RunError, UserError
-from tsuzuri.generate import Generator, Sampling
+from tsuzuri.generate import Generator
 from tsuzuri.interop import hf, hf_tokenizer
 from tsuzuri.interop.hf_architectures import ARCHITECTURES, find
 from tsuzuri.interop.model_card import model_card
 from tsuzuri.model import Decoder
+from tsuzuri.sampling import Sampling
 from tsuzuri.tokenizer.tiktoken import TiktokenTokenizer
 
 TEXT = (

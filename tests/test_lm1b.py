@@ -18,9 +18,10 @@ from flax.training import checkpoints, train_state
 from tsuzuri import tokenizer
 from tsuzuri.corpus.tales import documents
 from tsuzuri.errors import UserError
-from tsuzuri.generate import Generator, Sampling
+from tsuzuri.generate import Generator
 from tsuzuri.interop import lm1b
 from tsuzuri.model import Decoder
+from tsuzuri.sampling import Sampling
 
 V, D, H, F, L, T = 1200, 32, 4, 48, 2, 24
 

@@ -5,11 +5,11 @@ values of all of them but the newest. Two programs do the work: `_prefill` puts 
 cache in one pass, `_decode` draws up to `_CHUNK` tokens in one call. When a window outgrows the
 context it slides: its newer half is put into the cache anew, and the text goes on from there.
 
-Legend: B texts, T tokens of a window, N tokens drawn, V vocabulary, C candidates for a token.
+Legend: B texts, R texts to prefill, T tokens of a window, N tokens drawn, V vocabulary,
+A alternatives.
 """
 
 import codecs
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -23,6 +23,7 @@ from flax import nnx
 from tsuzuri.config import ModelConfig
 from tsuzuri.errors import UserError
 from tsuzuri.model import Decoder, KVCache, empty_cache
+from tsuzuri.sampling import Knobs, Sampling, draw, keys
 from tsuzuri.tokenizer import Tokenizer
 
 # Tokens a call of the device: enough that the call's own cost vanishes, few enough to stream well.
@@ -30,40 +31,8 @@ _CHUNK = 16
 # Shapes grow by powers of two from here, so that few programs are ever compiled.
 _LEAST_PREFILL = 16
 _LEAST_SLOTS = 128
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn from the model's distribution, and when a text ends.
-
-    Raises:
-      UserError: a value out of its range.
-    """
-
-    temperature: float = 0.8  # divides the logits; 0: always the likeliest token (greedy)
-    top_k: int = 40  # only from the k likeliest tokens; 0: from all
-    top_p: float = 1.0  # only from the fewest likeliest that hold this share (Holtzman et al. 2020)
-    min_p: float = 0.0  # only from those this share as likely as the likeliest (Nguyen et al. 2024)
-    repetition_penalty: float = 1.0  # above 1: less of what was written (Keskar et al. 2019)
-    max_new_tokens: int = 200
-    stop: tuple[str, ...] = ()  # strings that end a text; they are not part of it
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        def must(condition: bool, key: str, wanted: str) -> None:
-            if not condition:
-                raise UserError(f"{key} is {getattr(self, key)!r}; it must be {wanted}")
-
-        must(0 <= self.temperature < math.inf, "temperature", "0 (greedy) or a positive number")
-        must(self.top_k >= 0, "top_k", "0 (all) or more")
-        must(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
-        must(0 <= self.min_p <= 1, "min_p", "from 0 to 1")
-        must(0 < self.repetition_penalty < math.inf, "repetition_penalty", "a positive number")
-        must(self.max_new_tokens >= 1, "max_new_tokens", "at least 1")
-        must(
-            not isinstance(self.stop, str) and all(self.stop), "stop", "strings, none of them empty"
-        )
-        must(0 <= self.seed < 2**31, "seed", "from 0 to 2147483647")
+# The likeliest tokens that are told of a place, where a text asks for them.
+ALTERNATIVES = 5
 
 
 @dataclass(frozen=True)
@@ -76,11 +45,18 @@ class Completion:
     finish_reason: Literal["stop", "length", "end_of_text"]
 
 
+class Score(NamedTuple):
+    """What the model holds of one token and its alternatives, before any setting of Sampling."""
+
+    logprob: float  # natural logarithm
+    alternatives: list[tuple[int, float]]  # the ALTERNATIVES likeliest ids with theirs
+
+
 class Generator:
     """A model that writes.
 
     Programs are compiled for each number of prompts, each power of two of the prompts' length and
-    of the window's, and each power of two of `top_k`. All other settings are free to change.
+    of the window's. All settings are free to change.
 
     Args:
       cfg: the resolved ModelConfig.
@@ -98,11 +74,6 @@ class Generator:
                 "use the tokenizer that the model was trained with"
             )
         self.cfg, self.params, self.tokenizer = cfg, params, tokenizer
-        ids_V = np.arange(cfg.vocab_size)
-        # Never text: these, and rows of the embedding table that no token has.
-        never = {tokenizer.padding, tokenizer.unknown, tokenizer.begin_of_text}
-        never -= {None, tokenizer.end_of_text}
-        self._banned_V = np.isin(ids_V, list(never)) | (ids_V >= tokenizer.vocab_size)
 
     def generate(
         self,
@@ -126,98 +97,65 @@ class Generator:
             outputs are no tokens.
         """
         context = self.cfg.context_length
-        if self.cfg.output_size:
-            raise UserError("this model writes no text: it is an input method, see `tsuzuri ime`")
-        knobs, candidates = self._knobs(sampling)
-        texts = [_Text(prompt, self.tokenizer, sampling.stop) for prompt in prompts]
-        seen_BV = np.zeros((len(texts), self.cfg.vocab_size), bool)
-        for i, text in enumerate(texts):
-            seen_BV[i, text.window[1:]] = True  # all but what stands before it
+        texts = [Text(prompt, self.tokenizer, sampling, r) for r, prompt in enumerate(prompts)]
+        for number, text in enumerate(texts, 1):
             if say and len(text.window) > context:
                 say(
-                    f"prompt {i + 1} is {len(text.window)} tokens long; the model sees its last "
+                    f"prompt {number} is {len(text.window)} tokens long; the model sees its last "
                     f"{context}, the context"
                 )
-            text.window = text.window[-context:]
-
-        cache, stale, step = None, texts, 0  # stale: the texts whose window is not in the cache
-        while step < sampling.max_new_tokens and (active := [t for t in texts if not t.finish]):
-            slots = _power_of_two(max(len(t.window) for t in active), _LEAST_SLOTS, context)
-            cache = _make_room(self.cfg, cache, len(texts), slots)
-            if any(len(t.window) > 1 for t in stale):
-                cache = self._fill(cache, texts, stale)
-            limit = min(_CHUNK, sampling.max_new_tokens - step)
-            cache, tokens_BN, drawn = _decode(
-                self.cfg,
-                self.params,
-                cache,
-                np.array([t.window[-1] for t in texts], np.int32),
-                np.array([len(t.window) - 1 for t in texts], np.int32),
-                np.array([bool(t.finish) for t in texts]),
-                seen_BV,
-                self._banned_V,
-                self.tokenizer.end_of_text,
-                knobs,
-                candidates,
-                step,
-                1 if on_text and step == 0 else limit,  # who watches sees the first token at once
-            )
-            step += int(drawn)
-            for i, tokens in enumerate(np.asarray(tokens_BN)[:, : int(drawn)].tolist()):
-                for token in tokens:
-                    if not texts[i].finish:
-                        seen_BV[i, token] = True
-                        texts[i].add(token)
-            stale = [t for t in active if not t.finish and len(t.window) > context]
-            for text in stale:
-                text.window = text.window[-max(context // 2, 1) :]
-            if step == sampling.max_new_tokens:
-                for text in texts:
-                    text.end("length")
+        if not texts:
+            return []
+        longest = max(len(text.window) for text in texts) + sampling.max_new_tokens
+        slots = _power_of_two(longest, _LEAST_SLOTS, context)
+        batch = Batch(self.cfg, self.params, self.tokenizer, [len(texts)], slots)
+        for text in texts:
+            batch.enter(text)
+        limit = 1 if on_text else _CHUNK  # who watches sees the first token at once
+        while any(not text.finish for text in texts):
+            batch.step(limit)
+            limit = _CHUNK
             if on_text:
-                for i, text in enumerate(texts):
+                for r, text in enumerate(texts):
                     if piece := text.news():
-                        on_text(i, piece)
+                        on_text(r, piece)
         return [text.completion() for text in texts]
 
-    def _knobs(self, sampling: Sampling) -> tuple["_Knobs", int]:
-        """The settings as the device takes them, and how many candidates it looks at."""
-        vocab_size = self.tokenizer.vocab_size
-        if sampling.top_k > vocab_size:
+
+class Text:
+    """One text as it grows: its tokens, and the characters that they make up to a stop string.
+
+    Args:
+      prompt: text, or ids.
+      stream: texts of one seed and prompt differ by it.
+      scored: keep what the model holds of each token, in `scores`.
+
+    Raises:
+      UserError: the prompt cannot be encoded; `top_k` is above the vocabulary.
+    """
+
+    def __init__(
+        self,
+        prompt: str | Sequence[int],
+        tokenizer: Tokenizer,
+        sampling: Sampling,
+        stream: int = 0,
+        scored: bool = False,
+    ):
+        if sampling.top_k > tokenizer.vocab_size:
             raise UserError(
-                f"top_k is {sampling.top_k} and the vocabulary has {vocab_size} tokens; "
+                f"top_k is {sampling.top_k} and the vocabulary has {tokenizer.vocab_size} tokens; "
                 "give at most so many, or 0 for all"
             )
-        top_k = 1 if sampling.temperature == 0 else sampling.top_k or vocab_size
-        knobs = _Knobs(
-            np.float32(max(sampling.temperature, np.finfo(np.float32).tiny)),
-            np.int32(top_k),
-            np.float32(sampling.top_p),
-            np.float32(sampling.min_p),
-            np.float32(sampling.repetition_penalty),
-            np.int32(sampling.seed),
-        )
-        return knobs, _power_of_two(top_k, 1, self.cfg.vocab_size)
-
-    def _fill(self, cache: KVCache, texts: list["_Text"], stale: list["_Text"]) -> KVCache:
-        """Puts the windows of the stale texts, all but their newest tokens, into the cache."""
-        longest = max(len(t.window) - 1 for t in stale)
-        length = _power_of_two(longest, _LEAST_PREFILL, self.cfg.context_length)
-        tokens_BT = np.full((len(texts), length), self.tokenizer.padding, np.int32)
-        for tokens_T, text in zip(tokens_BT, texts, strict=True):
-            if text in stale:
-                tokens_T[: len(text.window) - 1] = text.window[:-1]
-        stale_B = np.array([text in stale for text in texts])
-        return _prefill(self.cfg, self.params, cache, tokens_BT, stale_B)
-
-
-class _Text:
-    """One text as it grows: its tokens, and the characters that they make up to a stop string."""
-
-    def __init__(self, prompt: str, tokenizer: Tokenizer, stop: tuple[str, ...]):
-        self.prompt, self.tokenizer, self.stop = prompt, tokenizer, stop
-        self.window = [tokenizer.begin_of_text, *tokenizer.encode(prompt)]
+        if isinstance(prompt, str):
+            self.prompt, ids = prompt, tokenizer.encode(prompt)
+        else:
+            self.prompt, ids = tokenizer.decode(prompt), prompt
+        self.tokenizer, self.sampling = tokenizer, sampling
+        self.stream, self.scored = stream, scored
+        self.window = [tokenizer.begin_of_text, *ids]
         self.ids: list[int] = []
+        self.scores: list[Score] = []
         self.finish: Literal["stop", "length", "end_of_text"] | None = None
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._text = ""
@@ -231,10 +169,13 @@ class _Text:
             return
         # A token may end inside a character: the decoder keeps those bytes for the next.
         self._text += self._decoder.decode(self.tokenizer.decode_bytes([token]))
-        ends = [at for stop in self.stop if (at := self._text.find(stop, self._told)) >= 0]
+        stops = self.sampling.stop
+        ends = [at for stop in stops if (at := self._text.find(stop, self._told)) >= 0]
         if ends:
             self._text = self._text[: min(ends)]
             self.end("stop")
+        elif len(self.ids) == self.sampling.max_new_tokens:
+            self.end("length")
 
     def end(self, reason: Literal["stop", "length", "end_of_text"]) -> None:
         self.finish = self.finish or reason
@@ -243,7 +184,7 @@ class _Text:
         """The text since the last call, without what may yet turn out to begin a stop string."""
         held = 0
         if not self.finish:
-            for stop in self.stop:
+            for stop in self.sampling.stop:
                 begins = (n for n in range(len(stop) - 1, 0, -1) if self._text.endswith(stop[:n]))
                 held = max(held, next(begins, 0))
         told, self._told = self._told, max(self._told, len(self._text) - held)
@@ -254,122 +195,281 @@ class _Text:
         return Completion(self.prompt, self._text, self.ids, self.finish)
 
 
-class _Knobs(NamedTuple):
-    """Sampling as scalars of the device, so that changing one compiles nothing anew."""
+class Batch:
+    """Texts that are written side by side, each in a row of one KV cache.
 
-    temperature: Any  # above 0
-    top_k: Any  # 1 or more
-    top_p: Any
-    min_p: Any
-    repetition_penalty: Any
-    seed: Any
+    A text enters when a row is free, whatever the others are at, and leaves its row when it ends:
+    so rows are not left idle (Orca, Yu et al. 2022). The cache never changes its shape, and
+    the programs are few: one for each of `sizes` and each power of two of the windows.
+
+    Args:
+      sizes: so many rows are computed, the first of these that holds all texts; the last is how
+        many there are.
+      slots: the longest window that is kept.
+
+    Raises:
+      UserError: the model's outputs are no tokens.
+    """
+
+    def __init__(
+        self, cfg: ModelConfig, params: Any, tokenizer: Tokenizer, sizes: Sequence[int], slots: int
+    ):
+        if cfg.output_size:
+            raise UserError("this model writes no text: it is an input method, see `tsuzuri ime`")
+        self.cfg, self.params, self.tokenizer = cfg, params, tokenizer
+        self.sizes, self.slots = sizes, slots
+        self.texts: list[Text | None] = [None] * sizes[-1]  # by row
+        self._stale: set[int] = set()  # rows whose window is not in the cache
+        self._cache = empty_cache(cfg, sizes[-1], slots)
+        self._seen_BV = np.zeros((sizes[-1], cfg.vocab_size), bool)
+        ids_V = np.arange(cfg.vocab_size)
+        # Never text: these, and rows of the embedding table that no token has.
+        never = {tokenizer.padding, tokenizer.unknown, tokenizer.begin_of_text}
+        never -= {None, tokenizer.end_of_text}
+        self._banned_V = np.isin(ids_V, list(never)) | (ids_V >= tokenizer.vocab_size)
+
+    def enter(self, text: Text) -> None:
+        """Gives the text the first row that is free; one must be."""
+        row = self.texts.index(None)
+        self.texts[row] = text
+        self._seen_BV[row] = False
+        self._seen_BV[row, text.window[1:]] = True  # all but what stands before it
+        text.window = text.window[-self.cfg.context_length :]
+        self._stale.add(row)
+
+    def leave(self, text: Text) -> None:
+        """Frees the row of a text."""
+        row = self.texts.index(text)
+        self.texts[row] = None
+        self._stale.discard(row)
+
+    def step(self, limit: int = _CHUNK) -> None:
+        """Writes up to `limit` tokens more of every text; those that end leave."""
+        inside = {row: text for row, text in enumerate(self.texts) if text}
+        if not inside:
+            return
+        self._fill()
+        longest = max(len(text.window) for text in inside.values())
+        slots = _power_of_two(longest, _LEAST_SLOTS, self.slots)
+        scored = any(text.scored for text in inside.values())
+        tokens_BN, drawn, *scores = self._decode(max(inside) + 1, slots, scored, limit)
+        tokens = np.asarray(tokens_BN)[:, : int(drawn)].tolist()
+        logprob_BN, ids_BNA, logprobs_BNA = map(np.asarray, scores if scored else [[], [], []])
+        for row, text in inside.items():
+            for n, token in enumerate(tokens[row]):
+                if text.finish:
+                    break
+                self._seen_BV[row, token] = True
+                text.add(token)
+                if text.scored:
+                    best = zip(ids_BNA[row, n].tolist(), logprobs_BNA[row, n].tolist(), strict=True)
+                    text.scores.append(Score(float(logprob_BN[row, n]), list(best)))
+            if text.finish:
+                self.leave(text)
+            elif len(text.window) > self.cfg.context_length:
+                text.window = text.window[-max(self.cfg.context_length // 2, 1) :]
+                self._stale.add(row)
+
+    def warm_up(self) -> None:
+        """Compiles all programs that `enter` and `step` can need; for an empty batch."""
+        self._prefill([], 1, _LEAST_PREFILL)  # from here on the cache is where the parameters are
+        for length in _powers_of_two(_LEAST_PREFILL, self.slots):
+            for rows in {1, len(self.texts)}:
+                self._prefill([], rows, length)
+        for rows in self.sizes:
+            for slots in _powers_of_two(_LEAST_SLOTS, self.slots):
+                self._decode(rows, slots, False, 0)
+
+    def _decode(self, rows: int, slots: int, scored: bool, limit: int) -> tuple[jax.Array, ...]:
+        """What `_decode` gives, for at least so many rows."""
+        rows = next(size for size in self.sizes if size >= rows)
+        texts, nobody = self.texts[:rows], Sampling(temperature=0)
+        self._cache, *drawn = _decode(
+            self.cfg,
+            slots,
+            self.params,
+            self._cache,
+            np.array([t.window[-1] if t else 0 for t in texts], np.int32),
+            np.array([len(t.window) - 1 if t else 0 for t in texts], np.int32),
+            np.array([len(t.ids) if t else 0 for t in texts], np.int32),
+            np.array([t.sampling.max_new_tokens if t else 0 for t in texts], np.int32),
+            self._seen_BV[:rows],
+            Knobs.of([(t.sampling, t.stream) if t else (nobody, 0) for t in texts]),
+            self._banned_V,
+            self.tokenizer.end_of_text,
+            scored,
+            limit,
+        )
+        return tuple(drawn)
+
+    def _fill(self) -> None:
+        """Puts the windows of the stale rows, all but their newest tokens, into the cache."""
+        texts = {row: self.texts[row] for row in sorted(self._stale)}
+        windows = {row: t.window[:-1] for row, t in texts.items() if t and len(t.window) > 1}
+        self._stale.clear()
+        # One by one, unless so many come at once that a program for all rows does less.
+        together = len(self.texts) if 4 * len(windows) > len(self.texts) > 1 else 1
+        for first in range(0, len(windows), together):
+            part = list(windows.items())[first : first + together]
+            longest = max(len(window) for _, window in part)
+            length = _power_of_two(longest, _LEAST_PREFILL, self.slots)
+            self._prefill(part, together, length)
+
+    def _prefill(self, windows: list[tuple[int, list[int]]], rows: int, length: int) -> None:
+        tokens_RT = np.full((rows, length), self.tokenizer.padding, np.int32)
+        row_R = np.full(rows, len(self.texts), np.int32)  # no such row: nothing is written
+        for r, (row, window) in enumerate(windows):
+            tokens_RT[r, : len(window)], row_R[r] = window, row
+        self._cache = _prefill(self.cfg, self.params, self._cache, tokens_RT, row_R)
 
 
-def draw(logits_BV: jax.Array, keys_B: jax.Array, knobs: _Knobs, candidates: int) -> jax.Array:
-    """A token id for each text, int32 [B], from its `candidates` likeliest, at least `top_k`."""
-    top_BC, ids_BC = jax.lax.top_k(logits_BV, candidates)
-    if candidates == 1:
-        return ids_BC[:, 0]
-    # A place in the row is now a rank. Less the maximum, no temperature can overflow.
-    # XLA's fast top_k stays only where nothing slices what it gives: hence max, not the first.
-    top_BC = (top_BC - top_BC.max(axis=1, keepdims=True)) / knobs.temperature
-    top_BC = jnp.where(jnp.arange(candidates)[None, :] < knobs.top_k, top_BC, -jnp.inf)
-    p_BC = jax.nn.softmax(top_BC)
-    likelier_BC = jnp.cumsum(p_BC, axis=1) - p_BC  # what the candidates before hold together
-    kept_BC = (likelier_BC < knobs.top_p) & (p_BC >= knobs.min_p * p_BC.max(axis=1, keepdims=True))
-    rank_B = jax.vmap(jax.random.categorical)(keys_B, jnp.where(kept_BC, top_BC, -jnp.inf))
-    return jnp.take_along_axis(ids_BC, rank_B[:, None], axis=1)[:, 0]
+def scores(cfg: ModelConfig, params: Any, tokens: Sequence[int], most: int) -> list[Score]:
+    """What the model holds of each of the tokens but the first.
+
+    Args:
+      most: there are at most so many more; a program is compiled for each such number.
+    """
+    tokens_1T = np.zeros((1, 1 + most), np.int32)
+    tokens_1T[0, : len(tokens)] = tokens
+    logprob_T, ids_TA, logprobs_TA = map(np.asarray, _scores(cfg, params, tokens_1T))
+    return [
+        Score(
+            float(logprob_T[n]), list(zip(ids_TA[n].tolist(), logprobs_TA[n].tolist(), strict=True))
+        )
+        for n in range(len(tokens) - 1)
+    ]
 
 
 @partial(jax.jit, static_argnames=("cfg",), donate_argnames=("cache",))
 def _prefill(
-    cfg: ModelConfig, params: Any, cache: KVCache, tokens_BT: jax.Array, stale_B: jax.Array
+    cfg: ModelConfig, params: Any, cache: KVCache, tokens_RT: jax.Array, row_R: jax.Array
 ) -> KVCache:
-    """Writes the keys and values of the stale texts' tokens into slots 0, 1, 2 ... T-1.
+    """Writes the keys and values of the tokens into slots 0, 1, 2 ... T-1 of these rows.
 
-    Padding at the right writes too: no token sees it before its slot is written again.
+    Padding at the right writes too: no token sees it before its slot is written again. A row that
+    the cache does not have is left out.
     """
-    _, filled = _model(cfg, params).hidden(tokens_BT, cache=cache)
-    stale_B111 = stale_B[:, None, None, None]
-    return jax.tree.map(lambda new, old: jnp.where(stale_B111, new, old), filled, cache)
+    rows, length = tokens_RT.shape
+    _, filled = _model(cfg, params).hidden(tokens_RT, cache=empty_cache(cfg, rows, length))
+    return jax.tree.map(
+        lambda old, new: old.at[row_R, :, :length].set(new, mode="drop"), cache, filled
+    )
 
 
 @partial(
     jax.jit,
-    static_argnames=("cfg", "candidates"),
+    static_argnames=("cfg", "slots"),
     donate_argnames=("cache",),
     # A CPU reads the weights with its widest registers: 1.2 times as fast where it has 512 bits.
     compiler_options={"xla_cpu_prefer_vector_width": 512},
 )
 def _decode(
     cfg: ModelConfig,
+    slots: int,
     params: Any,
     cache: KVCache,
     token_B: jax.Array,
     position_B: jax.Array,
-    done_B: jax.Array,
+    number_B: jax.Array,
+    most_B: jax.Array,
     seen_BV: jax.Array,
+    knobs: Knobs,
     banned_V: jax.Array,
     end_of_text: int,
-    knobs: _Knobs,
-    candidates: int,
-    step: int,
+    scored: bool,
     limit: int,
-) -> tuple[KVCache, jax.Array, jax.Array]:
-    """Draws up to `limit` tokens a text; fewer when all texts have ended, or one's cache is full.
+) -> tuple[KVCache, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Draws up to `limit` tokens a text; fewer when all texts have ended, or one's slots are full.
 
     Args:
+      slots: only so many of the cache are looked at.
+      cache: of all rows; the texts are in the first B.
       token_B: each text's newest token, not yet in the cache.
       position_B: its position, which is its slot.
-      step: how many tokens were drawn before.
+      number_B: how many tokens were drawn before; `most_B`, how many there may be in the end.
+      scored: whether what the model holds of them is wanted.
 
     Returns:
-      The cache, the tokens [B, _CHUNK], and how many columns of them were drawn.
+      The cache, the tokens [B, _CHUNK], and how many columns of them were drawn; and of each token
+      its log-probability, the likeliest ids [B, _CHUNK, A] and their log-probabilities.
     """
     model = _model(cfg, params)
-    rows_B = jnp.arange(len(token_B))
-    seeds_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(knobs.seed), rows_B)
-    slots, first_B = cache.keys[0].shape[2], position_B
+    batch = len(token_B)
+    rows_B = jnp.arange(batch)
+    past = jax.tree.map(lambda a_BGSK: a_BGSK[:batch, :, :slots], cache)
+    first_B = position_B
+    alternatives = min(ALTERNATIVES, cfg.vocab_size)
 
     def goes_on(state: tuple[Any, ...]) -> jax.Array:
-        n, _, _, position_B, done_B, _, _ = state
+        n, _, _, position_B, done_B, *_ = state
         return (n < limit) & ~done_B.all() & (done_B | (position_B < slots)).all()
 
     def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        n, recent, token_B, position_B, done_B, seen_BV, tokens_BN = state
+        n, recent, token_B, position_B, done_B, seen_BV, tokens_BN, scores = state
         x_BTD, recent = model.hidden(
-            token_B[:, None], position_B[:, None], recent, slot=n, past=(cache, first_B)
+            token_B[:, None], position_B[:, None], recent, slot=n, past=(past, first_B)
         )
-        logits_BV = model.logits(x_BTD[:, 0])
-        penalty = knobs.repetition_penalty
-        less_BV = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-        logits_BV = jnp.where(seen_BV, less_BV, logits_BV)
+        held_BV = model.logits(x_BTD[:, 0])
+        penalty_B1 = knobs.repetition_penalty[:, None]
+        less_BV = jnp.where(held_BV > 0, held_BV / penalty_B1, held_BV * penalty_B1)
+        logits_BV = jnp.where(seen_BV, less_BV, held_BV)
         logits_BV = jnp.where(banned_V[None, :], -jnp.inf, logits_BV)
-        keys_B = jax.vmap(jax.random.fold_in, (0, None))(seeds_B, step + n)
-        token_B = draw(logits_BV, keys_B, knobs, candidates)
+        token_B = draw(logits_BV, keys(knobs, number_B + n), knobs)
+        scores = jax.lax.cond(
+            scored,
+            lambda: jax.tree.map(lambda a, s: a.at[:, n].set(s), scores, _score(held_BV, token_B)),
+            lambda: scores,
+        )
         return (
             n + 1,
             recent,
             token_B,
             position_B + ~done_B,
-            done_B | (token_B == end_of_text),
+            done_B | (token_B == end_of_text) | (number_B + n + 1 >= most_B),
             seen_BV.at[rows_B, token_B].set(True),
             tokens_BN.at[:, n].set(token_B),
+            scores,
         )
 
-    tokens_BN = jnp.zeros((len(token_B), _CHUNK), jnp.int32)
-    recent = empty_cache(cfg, len(token_B), _CHUNK)
-    state = (0, recent, token_B, position_B, done_B, seen_BV, tokens_BN)
-    n, recent, _, _, _, _, tokens_BN = jax.lax.while_loop(goes_on, body, state)
+    tokens_BN = jnp.zeros((batch, _CHUNK), jnp.int32)
+    alternatives_BNA = jnp.zeros((batch, _CHUNK, alternatives), jnp.int32)
+    scores = tokens_BN.astype(float), alternatives_BNA, alternatives_BNA.astype(float)
+    recent = empty_cache(cfg, batch, _CHUNK)
+    done_B = number_B >= most_B
+    state = (0, recent, token_B, position_B, done_B, seen_BV, tokens_BN, scores)
+    n, recent, *_, tokens_BN, scores = jax.lax.while_loop(goes_on, body, state)
     # The loop only read the cache. What it wrote goes there now, each text's after its own.
     turns_N = jnp.arange(_CHUNK)
-    slots_BN = jnp.where((turns_N < n)[None, :], first_B[:, None] + turns_N[None, :], slots)
+    slots_BN = first_B[:, None] + turns_N[None, :]
+    slots_BN = jnp.where((turns_N < n)[None, :], slots_BN, cache.keys[0].shape[2])
 
     def settle(old_BGSK: jax.Array, new_BGNK: jax.Array) -> jax.Array:
         new_BNGK = new_BGNK.transpose(0, 2, 1, 3)
         return old_BGSK.at[rows_B[:, None], :, slots_BN].set(new_BNGK, mode="drop")
 
-    return jax.tree.map(settle, cache, recent), tokens_BN, n
+    return jax.tree.map(settle, cache, recent), tokens_BN, n, *scores
+
+
+@partial(jax.jit, static_argnames=("cfg",))
+def _scores(cfg: ModelConfig, params: Any, tokens_1T: jax.Array) -> tuple[jax.Array, ...]:
+    """Of each token but the first what `_score` gives, [T-1] and twice [T-1, A]."""
+    model = _model(cfg, params)
+    x_1TD, _ = model.hidden(tokens_1T[:, :-1])
+    # Few places at a time: the logits of all of them would take far more room than the model.
+    return jax.lax.map(
+        lambda place: jax.tree.map(
+            lambda a: a[0], _score(model.logits(place[0][None]), place[1][None])
+        ),
+        (x_1TD[0], tokens_1T[0, 1:]),
+        batch_size=64,
+    )
+
+
+def _score(logits_BV: jax.Array, token_B: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The token's log-probability [B], the likeliest ids [B, A] and their log-probabilities."""
+    logprobs_BV = jax.nn.log_softmax(logits_BV)
+    likeliest_BA, ids_BA = jax.lax.top_k(logprobs_BV, min(ALTERNATIVES, logits_BV.shape[1]))
+    return jnp.take_along_axis(logprobs_BV, token_B[:, None], axis=1)[:, 0], ids_BA, likeliest_BA
 
 
 @cache
@@ -382,18 +482,11 @@ def _model(cfg: ModelConfig, params: Any) -> Decoder:
     return nnx.merge(graphdef(cfg), params)
 
 
-def _make_room(cfg: ModelConfig, cache: KVCache | None, batch: int, slots: int) -> KVCache:
-    """A cache of so many slots, with what the old one holds."""
-    if cache is None:
-        return empty_cache(cfg, batch, slots)
-    more = slots - cache.keys[0].shape[2]
-    if more <= 0:
-        return cache
-    return jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, more), (0, 0))), cache)
+def _powers_of_two(least: int, most: int) -> list[int]:
+    """least, 2 least, 4 least ... up to `most`, which ends them whatever it is."""
+    return [least << n for n in range(most.bit_length()) if least << n < most] + [most]
 
 
 def _power_of_two(n: int, least: int, most: int) -> int:
-    """The first of least, 2 least, 4 least ... that holds n, but at most `most`, which does."""
-    while least < n:
-        least *= 2
-    return min(least, most)
+    """The first of these that holds n, but at most `most`."""
+    return next((size for size in _powers_of_two(least, most) if size >= n), most)

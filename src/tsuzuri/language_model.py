@@ -17,8 +17,9 @@ from tsuzuri.config import Config, FeaturesConfig, TextConfig
 from tsuzuri.data import Blocks
 from tsuzuri.errors import UserError
 from tsuzuri.files import read_json
-from tsuzuri.generate import Completion, Generator, Sampling, graphdef
+from tsuzuri.generate import Completion, Generator, graphdef
 from tsuzuri.model import Decoder
+from tsuzuri.sampling import Sampling
 from tsuzuri.sharding import one_device, shardings
 from tsuzuri.tokenizer import Tokenizer
 from tsuzuri.track import read_jsonl

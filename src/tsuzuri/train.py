@@ -27,10 +27,11 @@ from tsuzuri.config import Config, ModelConfig, flatten
 from tsuzuri.data import Batch, Batches, Blocks
 from tsuzuri.errors import RunError, UserError
 from tsuzuri.files import locked, remove
-from tsuzuri.generate import Generator, Sampling
+from tsuzuri.generate import Generator
 from tsuzuri.losses import Loss, in_parts, objective
 from tsuzuri.model import Decoder, Execution, flops_per_token, head_logits
 from tsuzuri.optim import make_optimizer
+from tsuzuri.sampling import Sampling
 from tsuzuri.sharding import (
     BATCH,
     by_rows,

@@ -372,8 +372,8 @@ def _generate(
     run: str | Path, prompts: list[str], sampling: dict[str, Any], stream: bool = False
 ) -> None:
     start_jax()
-    from tsuzuri.generate import Sampling
     from tsuzuri.language_model import LanguageModel
+    from tsuzuri.sampling import Sampling
 
     checked = Sampling(**sampling)
     model = LanguageModel.load(run, say)
