@@ -58,5 +58,7 @@ def test_every_command_parses(script: Path, tmp_path: Path):
     assert said[0] == "prepare"
     if script.stem == "ftc":
         assert said[1:].count("ime train") == 2 and said[-1] == "ime eval"
+    elif script.stem == "scaling-aozora":
+        assert said[1:] == ["scaling"]
     else:
         assert said[-1] == "generate" and "train" in said

@@ -11,6 +11,8 @@ from typing import Any, NoReturn, get_args, get_type_hints
 
 from tsuzuri import __version__, config, verbs
 from tsuzuri.apps.input_method import verbs as ime
+from tsuzuri.apps.scaling import verbs as scaling
+from tsuzuri.apps.serve import verbs as serving
 from tsuzuri.config import Config
 from tsuzuri.errors import UserError
 
@@ -190,6 +192,39 @@ def _parser() -> _Parser:
 
     p = verb("plot", verbs.plot)
     p.add_argument("run", help="the run folder")
+
+    p = verb("scaling", scaling.scaling)
+    _source(p, "*", "; or nothing, to go on with the study")
+    p.add_argument("--out", required=True, help="the study's folder: all that is made goes there")
+    p.add_argument("--tokens", help="corpora of so many tokens: 100000,300000,all")
+    p.add_argument("--books", help="corpora of so many documents: 100,1000,all")
+    p.add_argument("--sizes", help=f"models, as layers x width ({scaling.SIZES})")
+    p.add_argument("--seeds", type=int, default=1, help="runs of each cell (1)")
+    p.add_argument(
+        "--held-out-tokens",
+        type=int,
+        help=f"look at so many tokens of the held-out documents ({scaling.HELD_OUT_TOKENS})",
+    )
+    p.add_argument("--config", type=Path, help="a JSON file of the values below")
+    _config_flags(p, "")
+
+    p = verb("serve", serving.serve)
+    p.add_argument("run", help="the run folder")
+    p.add_argument("--host", default="127.0.0.1", help="the address to listen at (127.0.0.1)")
+    p.add_argument("--port", type=int, default=8000, help="(8000)")
+    p.add_argument("--name", default="", help="what callers call the model (the run's name)")
+    p.add_argument("--rows", type=int, default=16, help="texts written at the same time (16)")
+    p.add_argument("--queue", type=int, default=64, help="texts that may wait beside them (64)")
+    p.add_argument(
+        "--context-length",
+        type=int,
+        default=0,
+        help="tokens of a prompt and its continuation (the model's, at most 4096)",
+    )
+    p.add_argument("--runs", help="the runs to show (those beside RUN)")
+    p.add_argument(
+        "--cors", action="append", default=[], metavar="ORIGIN", help="another page that may call"
+    )
 
     p = verb("ime", ime.ime)
     actions = p.add_subparsers(metavar="ACTION", required=True, parser_class=_Parser)

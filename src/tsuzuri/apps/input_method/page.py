@@ -11,16 +11,13 @@ and, while it works at many keys, tells {"working": share done}.
 """
 
 import asyncio
-import errno
-import ipaddress
-import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+from tsuzuri.apps import web
 from tsuzuri.apps.input_method.composer import Composer
 from tsuzuri.apps.input_method.engine import InputMethod
 from tsuzuri.errors import UserError
@@ -33,11 +30,6 @@ if TYPE_CHECKING:
 MOST_BYTES = 64 * 1024  # of one message
 _SLICE = 0.005  # seconds of one page's keys, before it is the other pages' turn
 _TELL = 0.2  # seconds between two words about what is still worked at
-# Nothing is loaded from anywhere, and no other page may show this one inside itself.
-_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
-    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-)
 
 
 def serve(method: InputMethod, host: str, port: int, say: Callable[[str], None]) -> None:
@@ -55,9 +47,8 @@ def serve(method: InputMethod, host: str, port: int, say: Callable[[str], None])
     except ImportError as error:
         raise UserError("the page needs more packages: pip install 'tsuzuri[serve]'") from error
     method.session().candidates("th")  # what is compiled is compiled before the first key
-    with _listen(host, port) as listening:
-        port = listening.getsockname()[1]
-        say(f"http://{f'[{host}]' if ':' in host else host}:{port} is the page; Ctrl-C ends it")
+    with web.listen(host, port) as listening:
+        say(f"{web.address(listening, host)} is the page; Ctrl-C ends it")
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config(method, host)).run(sockets=[listening])
 
@@ -91,13 +82,11 @@ def app(method: InputMethod, host: str) -> "Starlette":
     html = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
     async def page(request: Any) -> HTMLResponse:
-        return HTMLResponse(
-            html, headers={"Content-Security-Policy": _POLICY, "Cache-Control": "no-store"}
-        )
+        return HTMLResponse(html, headers=web.HEADERS)
 
     async def keys(websocket: "WebSocket") -> None:
-        headers = websocket.headers
-        if not _same_site(headers.get("origin", ""), headers.get("host", ""), host):
+        origin, called = (websocket.headers.get(key, "") for key in ("origin", "host"))
+        if not (web.called_by_name(called, host) and web.from_here(origin, called)):
             await websocket.close()  # 403
             return
         await websocket.accept()
@@ -143,36 +132,3 @@ async def _type(composer: Composer, keys: str, websocket: "WebSocket") -> None:
             "saved": composer.keys_saved,
         }
     )
-
-
-def _same_site(origin: str, called: str, host: str) -> bool:
-    """Whether a web socket is asked for by this server's own page.
-
-    The page's origin is the address that was called. That is a number, localhost or this host's
-    name: other names can be made to point here, and then their pages have that name as origin.
-    """
-    url = urlsplit("//" + called)
-    if not called or urlsplit(origin).netloc != called or not url.hostname:
-        return False
-    try:
-        ipaddress.ip_address(url.hostname)
-        return True
-    except ValueError:
-        return url.hostname in ("localhost", host.lower(), socket.gethostname().lower())
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port < 65536:
-        raise UserError(f"there is no port {port}; give one below 65536 with --port")
-    try:
-        family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise UserError(
-                f"port {port} of {host} is in use; give another one with --port"
-            ) from error
-        raise UserError(
-            f"cannot listen at {host}, port {port} ({error.strerror}); give others with --host "
-            "and --port"
-        ) from error

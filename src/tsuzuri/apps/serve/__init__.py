@@ -1,0 +1,1 @@
+"""A trained model served: the API of completions, the playground, the page of runs."""

@@ -1,0 +1,187 @@
+"""One thread that writes all texts, those of many clients side by side, and tells who waits.
+
+Between two calls of the device texts enter the batch, in the order in which they came, and texts
+that nobody waits for any longer leave it: continuous batching (Orca, Yu et al. 2022).
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tsuzuri.generate import Batch, Score, Text, scores
+from tsuzuri.language_model import LanguageModel
+
+# Seconds that a call of the device takes: a text enters after it, and a row that a text has left
+# stands empty for it; but each call costs half a millisecond.
+_CALL = 0.015
+_MOST_TOKENS = 16  # of a text in a call
+_TELL = 0.1  # seconds between two words about a text: each costs as much as a token
+
+
+@dataclass(frozen=True)
+class News:
+    """What has been written of one text since the last word of it."""
+
+    index: int  # which of the texts that were submitted together
+    piece: str  # whole characters
+    ids: list[int]
+    scores: list[Score]  # of these ids, where the text is scored
+    finish: str | None  # Text.finish; "failed" where writing has failed
+
+
+Tell = Callable[[list[News]], None]
+
+
+class Busy(Exception):
+    """There is no room for more texts now.
+
+    Attributes:
+      seconds: when there may be.
+    """
+
+    def __init__(self, seconds: int):
+        super().__init__(f"too many requests are waiting; try again in {seconds} s")
+        self.seconds = seconds
+
+
+@dataclass(eq=False)
+class _Job:
+    """A text, who is told of it, and what they know."""
+
+    text: Text
+    index: int
+    tell: Tell
+    known: int = 0  # ids
+    told: int = 0  # ids
+    told_at: float = 0.0
+    began: float = 0.0
+
+
+class Engine:
+    """Writes texts with a model.
+
+    Args:
+      rows: how many are written at the same time.
+      queue: how many may wait beside those.
+      context: the most tokens of a prompt and its continuation together.
+    """
+
+    def __init__(self, model: LanguageModel, rows: int, queue: int, context: int):
+        self._model, self._queue, self.context = model, queue, context
+        # Programs for few texts too: one alone is written several times as fast.
+        sizes = [4**n for n in range(rows.bit_length()) if 4**n < rows] + [rows]
+        self._sizes = sizes
+        self._batch = self._empty_batch()
+        self._waiting: deque[_Job] = deque()
+        self._inside: dict[Text, _Job] = {}
+        self._changed = threading.Condition()  # holds what the thread and the others share
+        self._closing = False
+        self._step_seconds = _CALL  # one token of every text, lately
+        self._text_seconds = 1.0  # a text in the batch, lately
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Compiles all programs, and begins."""
+        self._batch.warm_up()
+        self.scores([0, 0])
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread when all texts are written."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many texts are being written, and how many wait."""
+        return len(self._inside), len(self._waiting)
+
+    def submit(self, texts: Sequence[Text], tell: Tell) -> None:
+        """Has texts written; `tell` is called from the engine's thread as they grow.
+
+        Raises:
+          Busy: they would wait behind more than `queue` others; none of them is taken.
+        """
+        with self._changed:
+            busy = len(self._inside) + len(self._waiting) + len(texts)
+            if busy > len(self._batch.texts) + self._queue:
+                turns = len(self._waiting) / len(self._batch.texts)
+                raise Busy(min(1 + round(turns * self._text_seconds), 60))
+            self._waiting += [_Job(text, n, tell) for n, text in enumerate(texts)]
+            self._changed.notify()
+
+    def cancel(self, texts: Sequence[Text]) -> None:
+        """Nobody waits for these any longer; those that have ended already are no matter."""
+        with self._changed:
+            self._waiting = deque(job for job in self._waiting if job.text not in texts)
+            for text in texts:
+                text.end("length")  # its row is free after the call that is under way
+
+    def scores(self, ids: Sequence[int]) -> list[Score]:
+        """What the model holds of each token but the first."""
+        return scores(self._model.model_config, self._model.params, ids, self.context)
+
+    def _empty_batch(self) -> Batch:
+        of_model = self._model.model_config, self._model.params, self._model.tokenizer
+        return Batch(*of_model, self._sizes, slots=self.context)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._inside):
+                    if self._closing:
+                        return
+                    self._changed.wait()
+                for text in [text for text in self._inside if text.finish]:  # cancelled
+                    self._batch.leave(text)
+                    del self._inside[text]
+                while self._waiting and None in self._batch.texts:
+                    job = self._waiting.popleft()
+                    job.began = time.monotonic()
+                    self._batch.enter(job.text)
+                    self._inside[job.text] = job
+            try:
+                self._step()
+            except Exception:  # the device is out of memory, ...: the next ones may fit
+                logging.getLogger("tsuzuri").exception("a call of the device has failed")
+                with self._changed:
+                    failed, self._inside = self._inside, {}
+                self._batch = self._empty_batch()
+                for job in failed.values():
+                    job.tell([News(job.index, "", [], [], "failed")])
+
+    def _step(self) -> None:
+        """A call of the device, and the news of it."""
+        began = time.monotonic()
+        self._batch.step(max(1, min(_MOST_TOKENS, int(_CALL / self._step_seconds))))
+        now = time.monotonic()
+        news: dict[Tell, list[News]] = {}
+        drawn = 1
+        for text, job in self._inside.items():
+            drawn = max(drawn, len(text.ids) - job.known)
+            job.known = len(text.ids)
+            if text.finish:
+                self._text_seconds += (now - job.began - self._text_seconds) / 16
+            elif now - job.told_at < _TELL:
+                continue
+            ids, known = text.ids[job.told :], text.scores[job.told :]
+            word = News(job.index, text.news(), ids, known, text.finish)
+            news.setdefault(job.tell, []).append(word)
+            job.told = len(text.ids)
+            if word.piece:  # until the first character is whole, every call is a word
+                job.told_at = now
+        self._step_seconds += ((now - began) / drawn - self._step_seconds) / 4
+        with self._changed:
+            for text in [t for t in self._inside if t not in self._batch.texts]:
+                del self._inside[text]
+        for tell, words in news.items():
+            tell(words)

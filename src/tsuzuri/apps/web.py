@@ -1,0 +1,81 @@
+"""What every page and API of this program shares: where it listens, and who may call it.
+
+A server on one's own machine can be called by any page that the browser shows. So without a token
+a call must be made to a number, localhost or this host's name, since other names can be made to
+point here (DNS rebinding), and from a page of that same address.
+"""
+
+import errno
+import ipaddress
+import socket
+from urllib.parse import urlsplit
+
+from tsuzuri.errors import UserError
+
+# Of the pages: nothing is loaded from anywhere, and no other page may show one inside itself.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; img-src data:; connect-src 'self'; frame-ancestors 'none'; "
+    "base-uri 'none'; form-action 'none'",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes any that is free.
+
+    Raises:
+      UserError: the port is in use or not allowed, the host is none of this machine.
+    """
+    if not 0 <= port < 65536:
+        raise UserError(f"there is no port {port}; give one below 65536 with --port")
+    try:
+        family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(
+                f"port {port} of {host} is in use; give another one with --port"
+            ) from error
+        raise UserError(
+            f"cannot listen at {host}, port {port} ({error.strerror}); give others with --host "
+            "and --port"
+        ) from error
+
+
+def address(listening: socket.socket, host: str) -> str:
+    """What to type into a browser."""
+    port = listening.getsockname()[1]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def is_local(host: str) -> bool:
+    """Whether an address is reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def called_by_name(called: str, host: str) -> bool:
+    """Whether a Host header is a number, localhost or a name of this host.
+
+    Args:
+      host: where the server listens.
+    """
+    try:
+        name = urlsplit("//" + called).hostname or ""
+    except ValueError:
+        return False
+    try:
+        ipaddress.ip_address(name)
+        return True
+    except ValueError:
+        return name in ("localhost", host.lower(), socket.gethostname().lower())
+
+
+def from_here(origin: str, called: str) -> bool:
+    """Whether an Origin header is of the address that was called."""
+    return bool(called) and urlsplit(origin).netloc == called
