@@ -5,11 +5,13 @@ BIN := .venv/bin
 SETUP := .venv/setup-done
 PEERS := .venv/peers-done
 BEAM := .venv/beam-done
+DOCS := .venv/docs-done
 TPU := .venv-tpu/setup-done
+NOTEBOOK := docs/notebook/from-text-to-sentence.ipynb
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 INSTALL := $(BIN)/python $(PIP)
 
-.PHONY: setup demo test test-beam parity chaos test-tpu check bench clean
+.PHONY: setup demo test test-beam parity chaos test-tpu check docs bench clean
 
 setup: $(SETUP)
 
@@ -60,6 +62,20 @@ check: $(SETUP)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# The site in both languages, in site/; the notebook is executed, and a warning is an error.
+docs: $(DOCS)
+	rm -rf docs/notebook site && mkdir docs/notebook
+	$(BIN)/jupytext --quiet --to ipynb docs/from-text-to-sentence.py --output $(NOTEBOOK)
+	$(BIN)/jupyter-nbconvert --log-level ERROR --to markdown --execute \
+	  --ExecutePreprocessor.extra_arguments=--log-level=ERROR $(NOTEBOOK)
+	$(BIN)/zensical build --clean --strict
+	cp -r recipes site/  # which scale.md links to
+	@echo "open site/index.html"
+
+$(DOCS): $(SETUP)
+	$(INSTALL) '.[dev,docs]'
+	@touch $@
+
 # The peers (PyTorch, transformers) are large, and only needed here and for parity.
 bench: $(PEERS)
 	for file in benchmarks/[a-z]*.py; do echo; $(BIN)/python $$file || exit 1; done
@@ -69,4 +85,4 @@ $(PEERS): $(SETUP)
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-tpu runs/demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-tpu runs/demo site docs/notebook .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

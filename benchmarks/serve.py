@@ -78,16 +78,13 @@ def server(run: Path):
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         try:
-            said = process.stderr.readline()
-            if "http://" not in said:
-                raise SystemExit(f"the server says: {said}")
-            port = int(said.split()[0].rpartition(":")[2])
-            while True:  # it says where it is before it has compiled all programs
-                try:
-                    asyncio.run(ask(port, run.name, Figures()))
+            for said in process.stderr:
+                if "http://" in said:
                     break
-                except OSError:
-                    time.sleep(0.1)
+            else:
+                raise SystemExit("the server did not start")
+            port = int(said.split()[0].rpartition(":")[2])
+            asyncio.run(ask(port, run.name, Figures()))
             yield port
         finally:
             process.terminate()
@@ -199,24 +196,26 @@ def main() -> None:
 
 
 def measure(name: str, run: Path, rounds: int, seconds: float) -> None:
+    def row(what: str, found: str) -> None:
+        print(f"{name:6}{what:38}{found}", flush=True)
+
     command = [sys.executable, __file__, "--seconds", str(seconds / 4)]
     commands = {w: [*command, f"--{w}", str(run)] for w in ("generate", "serve")}
     results = alternate(commands, rounds)
-    share = ratio(results["serve"], results["generate"], "tokens/s")
     for what in commands:
-        print(f"{name:6}{what:10} at 16: {median(results[what], 'tokens/s'):7,.0f} tokens/s")
-    print(f"{name:6}of generate's: {share:.0%}")
+        row(f"{what}, 16 at once", f"{median(results[what], 'tokens/s'):,.0f} tokens/s")
+    row("of generate's", f"{ratio(results['serve'], results['generate'], 'tokens/s'):.0%}")
     with server(run) as port:
         four = asyncio.run(crowd(port, run.name, 4, seconds / 4))
         many = asyncio.run(crowd(port, run.name, 64, seconds))
-        beside = asyncio.run(crowd(port, run.name, 4, seconds / 4, slow=200))
+        slow = asyncio.run(crowd(port, run.name, 4, seconds / 4, slow=200))
         again = asyncio.run(crowd(port, run.name, 4, seconds / 4))
-    print(f"{name:6}first token at 4 clients, p95: {four['first'] * 1e3:.0f} ms")
-    print(f"{name:6}64 clients, {seconds:.0f} s: {many['statuses']}, {many['tokens/s']:,.0f} tokens/s"
-          f", first token p95 {many['first']:.2f} s")  # fmt: skip
+    row("4 clients, first token, p95", f"{four['first'] * 1e3:.0f} ms")
+    row(f"64 clients for {seconds:.0f} s", f"{many['statuses']}, {many['tokens/s']:,.0f} tokens/s")
     alone = (four["whole"] + again["whole"]) / 2
-    print(f"{name:6}200 slow sockets: p95 {beside['whole']:.2f} s, {beside['whole'] / alone:.2f} of "
-          f"that without; {beside['statuses']}")  # fmt: skip
+    row("4 clients, p95", f"{alone:.2f} s")
+    share = slow["whole"] / alone
+    row("beside 200 slow sockets", f"{slow['whole']:.2f} s, {share:.2f} times; {slow['statuses']}")
 
 
 if __name__ == "__main__":

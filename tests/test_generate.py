@@ -133,7 +133,7 @@ def test_cached_logits_are_the_full_logits(name: str) -> None:
     rows_B1, recent = np.arange(4)[:, None], empty_cache(cfg, 4, CONTEXT - 20)
     for slot in range(0, CONTEXT - 20, 2):
         at_BT = kept_B[:, None] + [slot, slot + 1]
-        logits_BTV, recent = cached(tokens_BT[rows_B1, at_BT], at_BT, recent, slot, (kv, kept_B))
+        logits_BTV, recent = cached(tokens_BT[rows_B1, at_BT], at_BT, recent, slot, ([kv], kept_B))
         np.testing.assert_allclose(logits_BTV, full_BTV[rows_B1, at_BT], atol=1e-5, rtol=1e-5)
 
 
@@ -251,7 +251,7 @@ def test_texts_enter_and_leave_at_any_time() -> None:
     ]
     jobs = [(PROMPTS[n % 4] + str(n), settings[n % 5]) for n in range(12)]
     cfg, params = tiny("llama")
-    batch = Batch(cfg, params, TOKENIZER, [1, 2, 4], CONTEXT)
+    batch = Batch(cfg, params, TOKENIZER, 4, CONTEXT)
     batch.warm_up()
     programs = generate._decode._cache_size(), generate._prefill._cache_size()
     waiting = [Text(prompt, TOKENIZER, sampling, scored=True) for prompt, sampling in jobs]
@@ -274,7 +274,7 @@ def test_texts_enter_and_leave_at_any_time() -> None:
 
 def test_scores_are_the_model_s_own_whatever_the_settings() -> None:
     cfg, params = tiny("llama")
-    batch = Batch(cfg, params, TOKENIZER, [2], CONTEXT)
+    batch = Batch(cfg, params, TOKENIZER, 2, CONTEXT)
     sampling = Sampling(temperature=3.0, top_k=3, repetition_penalty=1.5, max_new_tokens=20)
     text = Text("猫", TOKENIZER, sampling, scored=True)
     batch.enter(text)

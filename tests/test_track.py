@@ -1,14 +1,25 @@
 """Trackers: a resumed run has each step once, and a killed one is read all the same."""
 
 import json
+import os
+import re
+import struct
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
+from tsuzuri import track
 from tsuzuri.errors import UserError
 from tsuzuri.files import write_json
 from tsuzuri.plots import loss_plot
-from tsuzuri.run_folder import draw_loss
+from tsuzuri.presets import preset
+from tsuzuri.run_folder import draw_loss, write_config
 from tsuzuri.track import Console, Goodput, Jsonl, Log, duration, read_jsonl
+from tsuzuri.train import train
 
 
 def test_what_will_be_done_again_is_removed(tmp_path):
@@ -37,6 +48,16 @@ def test_a_line_cut_short_by_a_kill_is_left_out_and_damage_is_not(tmp_path):
     path.write_text('{"step": 1, "lo\n{"step": 2}\n')
     with pytest.raises(UserError, match=r"m\.jsonl:1"):
         read_jsonl(path)
+
+
+def test_a_text_with_other_line_ends_than_ours_is_read_back(tmp_path):
+    text = "綴り\u2028段落\u2029次\x85行\x0b\x0c\x1c\x1d\x1e\r終\n"
+    written = Jsonl(tmp_path / "samples.jsonl", 0)
+    written.log(1, {"text": text})
+    written.log(2, {"text": text})
+    written.close()
+    Jsonl(tmp_path / "samples.jsonl", 1).close()
+    assert read_jsonl(tmp_path / "samples.jsonl") == [{"step": 1, "text": text}]
 
 
 def test_the_console_tells_what_is_known(capsys):
@@ -119,3 +140,164 @@ def test_goodput_counts_every_second_over_all_starts(tmp_path, monkeypatch):
     found = again.figures()
     assert found["seconds"] == {"starting": 3, "training": 8, "lost": 4, "saving": 1}
     assert found["goodput"] == 0.5
+
+
+# Of W&B's helper process, when it is told to end.
+still_running = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+
+
+@pytest.fixture
+def wandb_in(tmp_path, monkeypatch):
+    """W&B by itself: no settings or passwords of this machine's, and no network."""
+    wandb = pytest.importorskip("wandb")
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # refuses
+    for kind in ("CONFIG", "CACHE", "DATA"):
+        monkeypatch.setenv(f"WANDB_{kind}_DIR", str(tmp_path / "of-wandb"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    wandb.teardown()
+    yield monkeypatch.setenv
+    wandb.teardown()
+    assert not [p for p in psutil.Process().children(recursive=True) if "wandb" in p.name()]
+
+
+def _records(path: Path) -> Iterator[Any]:
+    """The records of a .wandb file: W&B's own messages, in LevelDB's log format after 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    raw, at, record = path.read_bytes(), 7, b""
+    while at + 7 <= len(raw):
+        _, length, kind = struct.unpack("<IHB", raw[at : at + 7])
+        if not kind or -at % 32768 < 7:  # a block's last bytes hold nothing
+            at += -at % 32768
+            continue
+        record += raw[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(record)
+            record = b""
+
+
+def _at_wandb(run: Path) -> tuple[list[Any], list[dict[str, Any]]]:
+    """What each start of a run told W&B of the run itself, and the lines of all of them."""
+    runs, lines = [], []
+    for file in sorted(run.glob("wandb/offline-run-*/*.wandb")):
+        for record in _records(file):
+            if record.HasField("run"):
+                runs.append(record.run)
+            elif record.HasField("history"):
+                items = record.history.item
+                lines.append({"/".join(i.nested_key): json.loads(i.value_json) for i in items})
+    return runs, lines
+
+
+@still_running
+def test_wandb_has_the_numbers_of_all_starts_as_one_run(tmp_path, wandb_in, capfd):
+    wandb_in("WANDB_MODE", "offline")
+    run = tmp_path / "book"
+    run.mkdir()
+    log = Log(run, 0, Console(9, show=False), wandb={"seed": 7, "model.num_layers": 4})
+    log(10, {"loss": 2.5, "time": 1.0, "seconds": {"training": 1.5}, "blocks": [1, 2]})
+    log(20, {"loss": 2.0, "skipped": True})
+    log(20, {"held_out_loss": float("nan")})
+    log.sample(20, "綴", "り\u2028")
+    log.close()
+    import wandb
+
+    wandb.teardown()  # the names of the folders hold seconds: another start, another second
+    id = (run / "wandb" / "id").read_text()
+    wandb_in("WANDB_PROJECT", "tales")
+    log = Log(run, 10, Console(9), wandb={"seed": 7})
+    log(20, {"loss": 1.0})  # done again
+    log.close()
+    runs, lines = _at_wandb(run)
+    assert {r.run_id for r in runs} == {id} and all(r.resume for r in runs)
+    assert [r.project for r in runs] == ["tsuzuri", "tales"]
+    assert {r.display_name for r in runs} == {"book"}
+    config = {item.key: json.loads(item.value_json) for item in runs[0].config.update}
+    assert (config["seed"], config["model.num_layers"]) == (7, 4)
+    assert [(line["step"], line.get("loss")) for line in lines] == [
+        (10, 2.5), (20, 2.0), (20, None), (20, None), (20, 1.0)
+    ]  # fmt: skip
+    assert lines[0]["seconds/training"] == 1.5
+    assert (lines[3]["prompt"], lines[3]["text"]) == ("綴", "り\u2028")
+    said = capfd.readouterr()
+    assert said.out == "" and said.err.splitlines()[0].startswith("W&B: ")
+    assert len(said.err.splitlines()) == 2  # where it is, and Console's line
+
+
+@still_running
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("WANDB_MODE", "online", ["No API key configured.*; recording offline", "W&B: .*sync"]),
+        ("WANDB_MODE", "sometimes", ["WARNING: W&B: .*'sometimes'.*; going on without it"]),
+        ("WANDB_DIR", "/proc", ["recording offline", "WARNING: W&B: .*; going on without it|sync"]),
+    ],
+)
+def test_wandb_that_cannot_start_is_told_in_a_line(
+    tmp_path, wandb_in, capfd, variable, value, told
+):
+    wandb_in(variable, value)
+    log = Log(tmp_path, 0, Console(9), wandb={"seed": 7})
+    said = capfd.readouterr().err.splitlines()
+    log(1, {"loss": 1.0})
+    log.close()
+    assert len(said) == len(told), said
+    for line, pattern in zip(said, told, strict=True):
+        assert re.search(pattern, line), line
+    assert read_jsonl(tmp_path / "metrics.jsonl")[0]["loss"] == 1.0
+
+
+@still_running
+def test_wandb_that_dies_is_told_in_a_line(tmp_path, wandb_in, capfd):
+    wandb_in("WANDB_MODE", "offline")
+    log = Log(tmp_path, 0, Console(9, show=True), wandb={"seed": 7})
+    for process in psutil.Process().children(recursive=True):
+        if "wandb" in process.name():
+            process.kill()
+            process.wait()
+    for step in range(1, 9):
+        log(step, {"loss": 1.0})
+    log.close()
+    said = capfd.readouterr().err
+    assert said.count("WARNING: W&B: ") == 1 and "going on without it" in said
+    assert "Traceback" not in said
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 8
+
+
+@still_running
+def test_training_is_the_same_where_the_network_refuses(tmp_path, wandb_in, capfd):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"{n}番目の綴り。\n" for n in range(400)), encoding="utf-8")
+    small = {"tokenizer.kind": "bytes", "model.num_layers": 1, "model.embed_dim": 16}
+    small |= {"batch_size": 2, "sequence_length": 32, "log_every": 1, "sample_every": 0}
+    alone = train(preset("llama", steps=3, **small), tmp_path / "a", [str(text)], progress=False)
+    wandb_in("WANDB_API_KEY", "x" * 40)
+    wandb_in("WANDB_INIT_TIMEOUT", "1")
+    cfg = preset("llama", steps=3, track="wandb", **small)
+    followed = train(cfg, tmp_path / "b", [str(text)], progress=False)
+    assert followed["parameters_sha256"] == alone["parameters_sha256"]
+    losses = [
+        line["loss"] for line in read_jsonl(tmp_path / "b" / "metrics.jsonl") if "loss" in line
+    ]
+    runs, lines = _at_wandb(tmp_path / "b")
+    assert [line["loss"] for line in lines if "loss" in line] == losses
+    assert lines[-1]["held_out_loss"] == followed["loss"]
+    config = {item.key: json.loads(item.value_json) for item in runs[0].config.update}
+    assert (config["track"], config["steps"]) == ("wandb", 3)
+    told: list[str] = []
+    write_config(tmp_path / "a", cfg, told.append)  # a run that began without W&B goes on with it
+    assert told == ["track: files -> wandb"]
+
+
+def test_wandb_that_is_not_installed_is_told_before_anything_is_done(tmp_path, monkeypatch):
+    def absent(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(track, "version", absent)
+    with pytest.raises(UserError, match=r"pip install 'tsuzuri\[wandb\]'"):
+        train(preset("llama", track="wandb"), tmp_path / "run", ["pyproject.toml"], progress=False)
+    assert not list((tmp_path / "run").glob("[a-z]*"))

@@ -190,6 +190,9 @@ def _parser() -> _Parser:
     p.add_argument("--mfu", type=float, help="the share of the peak that is reached (0.4)")
     _config_flags(p, "")
 
+    p = verb("doctor", verbs.doctor)
+    p.add_argument("--run", help="a run folder to look into as well")
+
     p = verb("plot", verbs.plot)
     p.add_argument("run", help="the run folder")
 

@@ -21,6 +21,7 @@ from tsuzuri.storage import Storage, one_line, reason
 Say = Callable[[str], None]
 
 _NEEDED = ("config.json", "features.json", "metrics.jsonl", "samples.jsonl", "tokenizer/")
+_NEEDED += ("wandb/id",)
 
 
 def is_url(run: str | Path) -> bool:

@@ -166,6 +166,8 @@ class Config:
     log_every: int = 10  # steps between lines of metrics.jsonl
     steps_per_call: int = 10  # steps scanned in one call of the device, where the cadences allow
     watchdog_seconds: int = 900  # a call that takes longer ends the run; 0: wait for ever
+    # metrics.jsonl and TensorBoard are always written; wandb: at Weights & Biases as well
+    track: Literal["files", "wandb"] = "files"  # where the run's numbers and samples go
     init_from: str = ""  # begin with the parameters and the tokenizer of this run
     text: TextConfig = field(default_factory=TextConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -285,6 +287,8 @@ def _read(key: str, value: Any, kind: Any) -> Any:
     if choices and value not in choices:
         raise UserError(f"{key} is {value!r}; it must be one of {', '.join(map(str, choices))}")
     try:
+        if value is None or isinstance(value, list | dict):
+            raise TypeError
         if choices or kind is str:
             return str(value)
         if kind is bool:
@@ -292,9 +296,9 @@ def _read(key: str, value: Any, kind: Any) -> Any:
         if kind is int and isinstance(value, float) and not value.is_integer():
             raise ValueError
         return kind(value)
-    except (ValueError, KeyError):
-        wanted = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
-        raise UserError(f"{key} is {value!r}; it must be {wanted}") from None
+    except (ValueError, KeyError, TypeError, OverflowError):
+        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        raise UserError(f"{key} is {value!r}; it must be {wanted[kind]}") from None
 
 
 def _check(c: Config) -> None:

@@ -108,7 +108,7 @@ class Generator:
             return []
         longest = max(len(text.window) for text in texts) + sampling.max_new_tokens
         slots = _power_of_two(longest, _LEAST_SLOTS, context)
-        batch = Batch(self.cfg, self.params, self.tokenizer, [len(texts)], slots)
+        batch = Batch(self.cfg, self.params, self.tokenizer, len(texts), slots)
         for text in texts:
             batch.enter(text)
         limit = 1 if on_text else _CHUNK  # who watches sees the first token at once
@@ -156,7 +156,7 @@ class Text:
         self.window = [tokenizer.begin_of_text, *ids]
         self.ids: list[int] = []
         self.scores: list[Score] = []
-        self.finish: Literal["stop", "length", "end_of_text"] | None = None
+        self.finish: Literal["stop", "length", "end_of_text", "failed"] | None = None
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._text = ""
         self._told = 0  # how many characters `news` has given
@@ -177,7 +177,7 @@ class Text:
         elif len(self.ids) == self.sampling.max_new_tokens:
             self.end("length")
 
-    def end(self, reason: Literal["stop", "length", "end_of_text"]) -> None:
+    def end(self, reason: Literal["stop", "length", "end_of_text", "failed"]) -> None:
         self.finish = self.finish or reason
 
     def news(self) -> str:
@@ -191,7 +191,7 @@ class Text:
         return self._text[told : self._told]
 
     def completion(self) -> Completion:
-        assert self.finish
+        assert self.finish and self.finish != "failed"
         return Completion(self.prompt, self._text, self.ids, self.finish)
 
 
@@ -199,29 +199,29 @@ class Batch:
     """Texts that are written side by side, each in a row of one KV cache.
 
     A text enters when a row is free, whatever the others are at, and leaves its row when it ends:
-    so rows are not left idle (Orca, Yu et al. 2022). The cache never changes its shape, and
-    the programs are few: one for each of `sizes` and each power of two of the windows.
+    so rows are not left idle (Orca, Yu et al. 2022). The cache is made of blocks, each as long as
+    all before it, and only those are looked at that the windows reach into. No shape ever changes,
+    and the programs are few: one for each number of blocks, two for each power of two of the
+    windows that enter.
 
     Args:
-      sizes: so many rows are computed, the first of these that holds all texts; the last is how
-        many there are.
+      rows: how many texts at most.
       slots: the longest window that is kept.
 
     Raises:
       UserError: the model's outputs are no tokens.
     """
 
-    def __init__(
-        self, cfg: ModelConfig, params: Any, tokenizer: Tokenizer, sizes: Sequence[int], slots: int
-    ):
+    def __init__(self, cfg: ModelConfig, params: Any, tokenizer: Tokenizer, rows: int, slots: int):
         if cfg.output_size:
             raise UserError("this model writes no text: it is an input method, see `tsuzuri ime`")
         self.cfg, self.params, self.tokenizer = cfg, params, tokenizer
-        self.sizes, self.slots = sizes, slots
-        self.texts: list[Text | None] = [None] * sizes[-1]  # by row
+        self._reaches = _powers_of_two(_LEAST_SLOTS, slots)  # how far each block reaches
+        sizes = np.diff([0, *self._reaches]).tolist()
+        self._cache = [empty_cache(cfg, rows, size) for size in sizes]
+        self.texts: list[Text | None] = [None] * rows  # by row
         self._stale: set[int] = set()  # rows whose window is not in the cache
-        self._cache = empty_cache(cfg, sizes[-1], slots)
-        self._seen_BV = np.zeros((sizes[-1], cfg.vocab_size), bool)
+        self._seen_BV = np.zeros((rows, cfg.vocab_size), bool)
         ids_V = np.arange(cfg.vocab_size)
         # Never text: these, and rows of the embedding table that no token has.
         never = {tokenizer.padding, tokenizer.unknown, tokenizer.begin_of_text}
@@ -250,9 +250,8 @@ class Batch:
             return
         self._fill()
         longest = max(len(text.window) for text in inside.values())
-        slots = _power_of_two(longest, _LEAST_SLOTS, self.slots)
         scored = any(text.scored for text in inside.values())
-        tokens_BN, drawn, *scores = self._decode(max(inside) + 1, slots, scored, limit)
+        tokens_BN, drawn, *scores = self._decode(longest, scored, limit)
         tokens = np.asarray(tokens_BN)[:, : int(drawn)].tolist()
         logprob_BN, ids_BNA, logprobs_BNA = map(np.asarray, scores if scored else [[], [], []])
         for row, text in inside.items():
@@ -273,27 +272,25 @@ class Batch:
     def warm_up(self) -> None:
         """Compiles all programs that `enter` and `step` can need; for an empty batch."""
         self._prefill([], 1, _LEAST_PREFILL)  # from here on the cache is where the parameters are
-        for length in _powers_of_two(_LEAST_PREFILL, self.slots):
+        for length in _powers_of_two(_LEAST_PREFILL, self._reaches[-1]):
             for rows in {1, len(self.texts)}:
                 self._prefill([], rows, length)
-        for rows in self.sizes:
-            for slots in _powers_of_two(_LEAST_SLOTS, self.slots):
-                self._decode(rows, slots, False, 0)
+        for reach in self._reaches:
+            self._decode(reach, False, 0)
 
-    def _decode(self, rows: int, slots: int, scored: bool, limit: int) -> tuple[jax.Array, ...]:
-        """What `_decode` gives, for at least so many rows."""
-        rows = next(size for size in self.sizes if size >= rows)
-        texts, nobody = self.texts[:rows], Sampling(temperature=0)
-        self._cache, *drawn = _decode(
+    def _decode(self, longest: int, scored: bool, limit: int) -> tuple[jax.Array, ...]:
+        """What `_decode` gives, where the longest window has so many tokens."""
+        blocks = 1 + sum(reach < longest for reach in self._reaches)
+        texts, nobody = self.texts, Sampling(temperature=0)
+        self._cache[:blocks], *drawn = _decode(
             self.cfg,
-            slots,
             self.params,
-            self._cache,
+            self._cache[:blocks],
             np.array([t.window[-1] if t else 0 for t in texts], np.int32),
             np.array([len(t.window) - 1 if t else 0 for t in texts], np.int32),
             np.array([len(t.ids) if t else 0 for t in texts], np.int32),
             np.array([t.sampling.max_new_tokens if t else 0 for t in texts], np.int32),
-            self._seen_BV[:rows],
+            self._seen_BV,
             Knobs.of([(t.sampling, t.stream) if t else (nobody, 0) for t in texts]),
             self._banned_V,
             self.tokenizer.end_of_text,
@@ -312,7 +309,7 @@ class Batch:
         for first in range(0, len(windows), together):
             part = list(windows.items())[first : first + together]
             longest = max(len(window) for _, window in part)
-            length = _power_of_two(longest, _LEAST_PREFILL, self.slots)
+            length = _power_of_two(longest, _LEAST_PREFILL, self._reaches[-1])
             self._prefill(part, together, length)
 
     def _prefill(self, windows: list[tuple[int, list[int]]], rows: int, length: int) -> None:
@@ -320,7 +317,10 @@ class Batch:
         row_R = np.full(rows, len(self.texts), np.int32)  # no such row: nothing is written
         for r, (row, window) in enumerate(windows):
             tokens_RT[r, : len(window)], row_R[r] = window, row
-        self._cache = _prefill(self.cfg, self.params, self._cache, tokens_RT, row_R)
+        blocks = 1 + sum(reach < length for reach in self._reaches)
+        self._cache[:blocks] = _prefill(
+            self.cfg, self.params, self._cache[:blocks], tokens_RT, row_R
+        )
 
 
 def scores(cfg: ModelConfig, params: Any, tokens: Sequence[int], most: int) -> list[Score]:
@@ -342,8 +342,8 @@ def scores(cfg: ModelConfig, params: Any, tokens: Sequence[int], most: int) -> l
 
 @partial(jax.jit, static_argnames=("cfg",), donate_argnames=("cache",))
 def _prefill(
-    cfg: ModelConfig, params: Any, cache: KVCache, tokens_RT: jax.Array, row_R: jax.Array
-) -> KVCache:
+    cfg: ModelConfig, params: Any, cache: list[KVCache], tokens_RT: jax.Array, row_R: jax.Array
+) -> list[KVCache]:
     """Writes the keys and values of the tokens into slots 0, 1, 2 ... T-1 of these rows.
 
     Padding at the right writes too: no token sees it before its slot is written again. A row that
@@ -351,23 +351,30 @@ def _prefill(
     """
     rows, length = tokens_RT.shape
     _, filled = _model(cfg, params).hidden(tokens_RT, cache=empty_cache(cfg, rows, length))
-    return jax.tree.map(
-        lambda old, new: old.at[row_R, :, :length].set(new, mode="drop"), cache, filled
-    )
+    written, first = [], 0
+    for block in cache:
+        most = block.keys[0].shape[2]
+
+        def write(old: jax.Array, new: jax.Array, first: int = first, most: int = most):
+            part = new[:, :, first : first + most]
+            return old.at[row_R, :, : part.shape[2]].set(part, mode="drop")
+
+        written.append(jax.tree.map(write, block, filled))
+        first += most
+    return written
 
 
 @partial(
     jax.jit,
-    static_argnames=("cfg", "slots"),
+    static_argnames=("cfg",),
     donate_argnames=("cache",),
     # A CPU reads the weights with its widest registers: 1.2 times as fast where it has 512 bits.
     compiler_options={"xla_cpu_prefer_vector_width": 512},
 )
 def _decode(
     cfg: ModelConfig,
-    slots: int,
     params: Any,
-    cache: KVCache,
+    cache: list[KVCache],
     token_B: jax.Array,
     position_B: jax.Array,
     number_B: jax.Array,
@@ -378,12 +385,11 @@ def _decode(
     end_of_text: int,
     scored: bool,
     limit: int,
-) -> tuple[KVCache, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> tuple[list[KVCache], jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
     """Draws up to `limit` tokens a text; fewer when all texts have ended, or one's slots are full.
 
     Args:
-      slots: only so many of the cache are looked at.
-      cache: of all rows; the texts are in the first B.
+      cache: its first blocks, as far as any text reaches.
       token_B: each text's newest token, not yet in the cache.
       position_B: its position, which is its slot.
       number_B: how many tokens were drawn before; `most_B`, how many there may be in the end.
@@ -396,7 +402,7 @@ def _decode(
     model = _model(cfg, params)
     batch = len(token_B)
     rows_B = jnp.arange(batch)
-    past = jax.tree.map(lambda a_BGSK: a_BGSK[:batch, :, :slots], cache)
+    slots = sum(block.keys[0].shape[2] for block in cache)
     first_B = position_B
     alternatives = min(ALTERNATIVES, cfg.vocab_size)
 
@@ -407,7 +413,7 @@ def _decode(
     def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
         n, recent, token_B, position_B, done_B, seen_BV, tokens_BN, scores = state
         x_BTD, recent = model.hidden(
-            token_B[:, None], position_B[:, None], recent, slot=n, past=(past, first_B)
+            token_B[:, None], position_B[:, None], recent, slot=n, past=(cache, first_B)
         )
         held_BV = model.logits(x_BTD[:, 0])
         penalty_B1 = knobs.repetition_penalty[:, None]
@@ -440,14 +446,20 @@ def _decode(
     n, recent, *_, tokens_BN, scores = jax.lax.while_loop(goes_on, body, state)
     # The loop only read the cache. What it wrote goes there now, each text's after its own.
     turns_N = jnp.arange(_CHUNK)
-    slots_BN = first_B[:, None] + turns_N[None, :]
-    slots_BN = jnp.where((turns_N < n)[None, :], slots_BN, cache.keys[0].shape[2])
+    slots_BN = jnp.where((turns_N < n)[None, :], first_B[:, None] + turns_N[None, :], slots)
+    settled, first = [], 0
+    for block in cache:
+        most = block.keys[0].shape[2]
+        inside_BN = (slots_BN >= first) & (slots_BN < first + most)
+        at_BN = jnp.where(inside_BN, slots_BN - first, most)  # there is no such slot: left out
 
-    def settle(old_BGSK: jax.Array, new_BGNK: jax.Array) -> jax.Array:
-        new_BNGK = new_BGNK.transpose(0, 2, 1, 3)
-        return old_BGSK.at[rows_B[:, None], :, slots_BN].set(new_BNGK, mode="drop")
+        def settle(old_BGSK: jax.Array, new_BGNK: jax.Array, at_BN: jax.Array = at_BN):
+            new_BNGK = new_BGNK.transpose(0, 2, 1, 3)
+            return old_BGSK.at[rows_B[:, None], :, at_BN].set(new_BNGK, mode="drop")
 
-    return jax.tree.map(settle, cache, recent), tokens_BN, n, *scores
+        settled.append(jax.tree.map(settle, block, recent))
+        first += most
+    return settled, tokens_BN, n, *scores
 
 
 @partial(jax.jit, static_argnames=("cfg",))

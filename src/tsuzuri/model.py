@@ -10,7 +10,7 @@ Modules hold parameters and nothing else: the KV cache and the dropout key are a
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -111,7 +111,7 @@ class Decoder(nnx.Module):
         segments_BT: jax.Array | None = None,
         how: Execution = PLAIN,
         slot: int | jax.Array = 0,
-        past: tuple[KVCache, jax.Array] | None = None,
+        past: tuple[Sequence[KVCache], jax.Array] | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """The residual stream before the head [B, T, D], and the cache with these tokens in it.
 
@@ -125,8 +125,9 @@ class Decoder(nnx.Module):
           how: for training; with a cache the layers run as they are written.
           slot: where in the cache these tokens go, slot, slot + 1 ... in every text; they see what
             lies before it.
-          past: a cache of what came before that, and how many of its slots each text fills [B]. It
-            is only read: what a loop writes XLA may copy at every turn, and this is the larger.
+          past: caches of what came before that, one after the other, and how many of all their
+            slots each text fills [B]. They are only read: what a loop writes XLA may copy at every
+            turn, and these are the larger.
         """
         cfg = self.cfg
         if positions_BT is None:
@@ -159,7 +160,7 @@ class Decoder(nnx.Module):
         else:
             layers = []
             for i, block in enumerate(self.blocks):
-                old = past and (past[0].keys[i], past[0].values[i], past[1])
+                old = past and ([(c.keys[i], c.values[i]) for c in past[0]], past[1])
                 layer = cache.keys[i], cache.values[i], slot, old
                 x_BTD, layer = block(x_BTD, positions_BT, layer=layer)
                 layers.append(layer)
@@ -315,11 +316,12 @@ class Attention(nnx.Module):
             values_BGSK = jax.lax.dynamic_update_slice_in_dim(values_BGSK, v_BGTK, slot, axis=2)
             layer = keys_BGSK, values_BGSK
             seen_TS = jnp.arange(keys_BGSK.shape[2])[None, :] <= slot + jnp.arange(T)[:, None]
-            more = []
-            if past:
-                older_BGSK, length_B = past[0], past[2]
-                seen_BS = jnp.arange(older_BGSK.shape[2])[None, :] < length_B[:, None]
-                more.append((older_BGSK, past[1], seen_BS[:, None, None, None]))
+            more, first = [], 0
+            for older_BGSK, values_of_older in past[0] if past else []:
+                slots_S = first + jnp.arange(older_BGSK.shape[2])
+                seen_BS = slots_S[None, :] < past[1][:, None]
+                more.append((older_BGSK, values_of_older, seen_BS[:, None, None, None]))
+                first += older_BGSK.shape[2]
             o_BGRTK = attend(q_BGRTK, *layer, seen_TS[None, None, None], *more)
         o_BTD = o_BGRTK.reshape(B, -1, T, K).transpose(0, 2, 1, 3).reshape(B, T, -1)
         return self.out(o_BTD), layer

@@ -27,7 +27,8 @@ Say = Callable[[str], None]
 
 # What may change when a run goes on; any other field makes another run.
 _MAY_CHANGE = ("steps", "eval_every", "eval_blocks", "save_every", "keep_checkpoints")
-_MAY_CHANGE += ("sample_every", "log_every", "watchdog_seconds", "sample.", "mesh.", "compute.")
+_MAY_CHANGE += ("sample_every", "log_every", "watchdog_seconds", "track", "sample.")
+_MAY_CHANGE += ("mesh.", "compute.")
 # Switches that older checkpoints know nothing of, with the value that means what those did.
 _LATER = {"logit_cap": 0.0, "output_size": 0}
 

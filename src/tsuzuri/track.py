@@ -1,15 +1,18 @@
-"""Where a run's numbers go: a line on the screen, metrics.jsonl, TensorBoard.
+"""Where a run's numbers go: a line on the screen, metrics.jsonl, TensorBoard, W&B.
 
 A tracker has `log(step, metrics)` and `close()`. What a resumed run will do again is removed first,
 so that each step stands once in every file.
 """
 
+import contextlib
 import json
 import os
+import secrets
 import struct
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from io import RawIOBase
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,6 +81,100 @@ class TensorBoard:
         _append(self._path, self._file, record)
 
 
+class WandB:
+    """Charts at wandb.ai; or, under WANDB_MODE=offline, in RUN/wandb until `wandb sync` sends them.
+
+    wandb's environment variables come before what is set here. The step is a metric like the
+    others: W&B's own step never goes back, and would drop the lines of steps that a resumed run
+    does again. Whatever fails is told in one line, and the training goes on without a chart.
+
+    Args:
+      config: the run's, flat.
+    """
+
+    def __init__(self, run: Path, config: Metrics, say: Callable[[str], None]):
+        self._say, self._run = say, None
+        defaults = {
+            "WANDB_PROJECT": {"project": "tsuzuri"},
+            "WANDB_NAME": {"run_name": run.resolve().name},
+            "WANDB_DIR": {"root_dir": str(run)},
+            "WANDB_RESUME": {"resume": "allow"},
+            "WANDB_CONSOLE": {"console": "off"},
+            "WANDB_INIT_TIMEOUT": {"init_timeout": 15},  # seconds
+            "WANDB_FINISH_TIMEOUT": {"finish_timeout": 30},
+        }
+        options: dict[str, Any] = {
+            "silent": True,
+            "finish_timeout_raises": True,
+            "reinit": "create_new",  # whatever else this process has at W&B stays as it is
+        }
+        for variable, option in defaults.items():
+            options |= {} if variable in os.environ else option
+        try:
+            import wandb
+
+            # The same id in every start makes them one run at W&B.
+            if "WANDB_RUN_ID" not in os.environ:
+                file = run / "wandb" / "id"
+                if not file.exists():
+                    write_text(file, secrets.token_hex(4))
+                options["run_id"] = file.read_text()
+            wandb.setup(wandb.Settings(silent=True))  # it does not ask for a password either
+            try:
+                self._run = wandb.init(config=dict(config), settings=wandb.Settings(**options))
+            except wandb.Error as error:
+                self._warn(error, "recording offline")
+                wandb.teardown()  # it still holds the id
+                wandb.setup(wandb.Settings(silent=True))
+                options["mode"] = "offline"
+                self._run = wandb.init(config=dict(config), settings=wandb.Settings(**options))
+            self._run.define_metric("*", step_metric="step")
+            self._where = Path(self._run.dir).parent
+            if not self._run.disabled:
+                say(f"W&B: {self._run.url or f'{self._where}, for `wandb sync`'}")
+        except Exception as error:
+            self._give_up(error)
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        if self._run:
+            try:
+                self._run.log({"step": step, **metrics})
+            except Exception as error:
+                self._give_up(error)
+
+    def close(self) -> None:
+        if self._run:
+            try:
+                self._run.finish()
+            except Exception as error:
+                self._warn(error, f"`wandb sync {self._where}` sends what is missing")
+
+    def _give_up(self, error: Exception) -> None:
+        self._run = None
+        self._warn(error, "going on without it")
+        with contextlib.suppress(Exception):
+            import wandb
+
+            wandb.teardown()  # else it shows a traceback of the same failure at the end
+
+    def _warn(self, error: Exception, then: str) -> None:
+        what = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        self._say(f"WARNING: W&B: {what}; {then}")
+
+
+def check(track: str) -> None:
+    """Whether the tracker that was asked for is installed.
+
+    Raises:
+      UserError: it is not.
+    """
+    if track == "wandb":
+        try:
+            version("wandb")  # an import would find the folder ./wandb too, which W&B itself makes
+        except PackageNotFoundError:
+            raise UserError("--track wandb needs W&B: pip install 'tsuzuri[wandb]'") from None
+
+
 class Console:
     """One live line on a terminal; elsewhere a line for each evaluation, or every ten seconds."""
 
@@ -134,9 +231,17 @@ class Log:
 
     Args:
       write: of several hosts only one does.
+      wandb: the run's config, flat, where the run is followed at W&B as well.
     """
 
-    def __init__(self, run: Path, resumed_at: int, console: Console, write: bool = True):
+    def __init__(
+        self,
+        run: Path,
+        resumed_at: int,
+        console: Console,
+        write: bool = True,
+        wandb: Metrics | None = None,
+    ):
         self.say = console.say
         lines = read_jsonl(run / "metrics.jsonl")
         self.goodput = Goodput(lines, resumed_at)
@@ -151,6 +256,10 @@ class Log:
                 Jsonl(run / "metrics.jsonl", resumed_at),
                 TensorBoard(run / "tensorboard", resumed_at),
             ]
+            if wandb:
+                tracker = WandB(run, wandb, console.say)
+                self._trackers.append(tracker)
+                self._samples.append(tracker)
 
     def __call__(self, step: int, metrics: Metrics) -> None:
         for tracker in self._trackers:
@@ -162,7 +271,7 @@ class Log:
         self.say(f"--- step {step}: {prompt}{text}")
 
     def close(self) -> None:
-        for tracker in [*self._samples, *self._trackers]:
+        for tracker in dict.fromkeys([*self._samples, *self._trackers]):
             tracker.close()
 
 
@@ -207,7 +316,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    # Not splitlines(): a text may hold U+2028 and other characters that end a line elsewhere.
+    lines = path.read_bytes().decode("utf-8", errors="replace").removesuffix("\n").split("\n")
     objects = []
     for number, line in enumerate(lines):
         try:

@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tsuzuri import checkpoint, devices, evaluate, hosts, run_folder, tokenizer
+from tsuzuri import checkpoint, devices, evaluate, hosts, run_folder, tokenizer, track
 from tsuzuri.attention import choose
 from tsuzuri.cloud import Bucket
 from tsuzuri.config import Config, ModelConfig, flatten
@@ -112,6 +112,7 @@ def train(
         hosts.same("what they were started with", _comparable(cfg))
 
         def prepare() -> None:
+            track.check(cfg.track)
             for left_behind in list(run.rglob(".*.partial")):  # by a process that was killed
                 remove(left_behind)
             run_folder.write_config(run, cfg, console.say)
@@ -157,7 +158,8 @@ def train(
             + (f"; going on from step {start}" if restored else "")
         )
         generator = Generator(model_cfg, state.params, tok) if cfg.sample_every else None
-        log = Log(run, start, console, write=hosts.is_first())
+        to_wandb = flatten(cfg) if cfg.track == "wandb" else None
+        log = Log(run, start, console, write=hosts.is_first(), wandb=to_wandb)
         meter = Meter(cfg, model_cfg, batches)
         watchdog = held.enter_context(watch(cfg.watchdog_seconds))
 

@@ -249,6 +249,19 @@ def plan(args: argparse.Namespace) -> None:
     print(planning.table(planning.plan(cfg, vocab_size, args.devices, args.device, args.mfu)))
 
 
+def doctor(args: argparse.Namespace) -> None:
+    """What this machine has, whether it computes rightly, and what to mend; of a run folder too."""
+    cache = start_jax()
+    from tsuzuri import doctor as doctors
+
+    wrong = []
+    for finding in doctors.examine(folder_of(args.run) if args.run else None, cache):
+        print(f"{finding.state:8} {finding.what:12} {finding.found}", flush=True)
+        wrong += [finding.what] if finding.state == "wrong" else []
+    if wrong:
+        raise RunError(f"wrong: {', '.join(wrong)}; the lines above say what to mend")
+
+
 def plot(args: argparse.Namespace) -> None:
     """Draws plots/loss.png of a run."""
     from tsuzuri import cloud
@@ -388,14 +401,19 @@ def _generate(
         print(done.prompt + done.text)
 
 
-def start_jax() -> None:
-    """JAX with its compilation cache on disk, so that a program's second run starts at once."""
+def start_jax() -> Path:
+    """JAX with its compilation cache on disk, so that a program's second run starts at once.
+
+    Returns:
+      The cache's folder.
+    """
     import jax
 
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tsuzuri" / "jax"
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    return Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", cache))
 
 
 def _beam() -> Any:

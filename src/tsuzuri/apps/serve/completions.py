@@ -20,7 +20,6 @@ from tsuzuri.generate import ALTERNATIVES, Score, Text
 from tsuzuri.sampling import Sampling
 from tsuzuri.tokenizer import Tokenizer
 
-MOST_CHOICES = 64  # prompts times n
 _MOST_STOPS, _MOST_STOP_CHARACTERS = 4, 256
 # What OpenAI has and this has not, with the values that ask for nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -70,12 +69,13 @@ class Request:
     logprobs: int | None = None  # so many alternatives of each token
 
 
-def read(body: bytes, model: str, tokenizer: Tokenizer, context: int) -> Request:
+def read(body: bytes, model: str, tokenizer: Tokenizer, context: int, most: int) -> Request:
     """A request from its body.
 
     Args:
       model: the name of the one that is served.
       context: the most tokens of a prompt and its continuation together.
+      most: the most texts, n of each prompt.
 
     Raises:
       Refused: it is no JSON, a field is unknown, or holds what it cannot.
@@ -118,7 +118,7 @@ def read(body: bytes, model: str, tokenizer: Tokenizer, context: int) -> Request
         if not condition:
             raise Refused(400, f"{key} must be {wanted}", key, "invalid_value")
 
-    must(1 <= n <= MOST_CHOICES, "n", f"from 1 to {MOST_CHOICES}")
+    must(1 <= n <= most, "n", f"from 1 to {most}")
     must(max_tokens >= 0, "max_tokens", "0 or more")
     must(logprobs is None or 0 <= logprobs <= ALTERNATIVES, "logprobs", f"from 0 to {ALTERNATIVES}")
     must(-(2**63) <= seed < 2**63, "seed", "an integer of 64 bits")
@@ -133,12 +133,11 @@ def read(body: bytes, model: str, tokenizer: Tokenizer, context: int) -> Request
         settings = Sampling(
             **sampling, max_new_tokens=max(max_tokens, 1), stop=tuple(stop), seed=seed % 2**31
         )
-        prompts = _prompts(prompt, tokenizer)
+        prompts = _prompts(prompt, tokenizer, most)
         Text([], tokenizer, settings)  # it knows whether the vocabulary holds top_k
     except UserError as error:
         raise Refused(400, str(error), code="invalid_value") from error
-    most = MOST_CHOICES // n
-    must(len(prompts) <= most, "prompt", f"at most {most} texts, with n {n}")
+    must(len(prompts) <= most // n, "prompt", f"at most {most // n} texts, with n {n}")
     for ids in prompts:
         if len(ids) + max_tokens > context:
             raise Refused(
@@ -193,7 +192,7 @@ def _object(body: bytes) -> dict[str, Any]:
     return found
 
 
-def _prompts(prompt: Any, tokenizer: Tokenizer) -> list[list[int]]:
+def _prompts(prompt: Any, tokenizer: Tokenizer, most: int) -> list[list[int]]:
     """A text, ids, or a list of one of them, as lists of ids.
 
     Raises:
@@ -210,8 +209,8 @@ def _prompts(prompt: Any, tokenizer: Tokenizer) -> list[list[int]]:
     if not fits or not prompt:
         wanted = "a string, a list of strings, a list of token ids or a list of such lists"
         raise Refused(400, f"prompt must be {wanted}", "prompt", "invalid_type")
-    if len(prompt) > MOST_CHOICES:
-        raise Refused(400, f"prompt holds more than {MOST_CHOICES} texts", "prompt")
+    if len(prompt) > most:  # none of them is encoded
+        raise Refused(400, f"prompt holds more than {most} texts", "prompt")
     encoded = [tokenizer.encode(p) if isinstance(p, str) else p for p in prompt]
     for ids in encoded:
         tokenizer.decode(ids)  # it knows whether they are ids

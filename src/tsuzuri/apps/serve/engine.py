@@ -9,16 +9,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tsuzuri.generate import Batch, Score, Text, scores
 from tsuzuri.language_model import LanguageModel
 
-# Seconds that a call of the device takes: a text enters after it, and a row that a text has left
-# stands empty for it; but each call costs half a millisecond.
-_CALL = 0.015
-_MOST_TOKENS = 16  # of a text in a call
-_TELL = 0.1  # seconds between two words about a text: each costs as much as a token
+# Tokens of each text in a call of the device, and seconds that it may take. A text enters after the
+# call, and a row that was left stands empty for it; but each call costs as much as half a token.
+_TOKENS, _CALL = 8, 0.1
+_WORDS = 100  # a second, about all texts together: each costs as much as a token
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,18 @@ class Busy(Exception):
 
 
 @dataclass(eq=False)
+class _Lane:
+    """A batch of some rows."""
+
+    batch: Batch
+    step_seconds: float = _CALL  # one token of every text, lately
+
+    @property
+    def free(self) -> bool:
+        return None in self.batch.texts
+
+
+@dataclass(eq=False)
 class _Job:
     """A text, who is told of it, and what they know."""
 
@@ -56,6 +67,7 @@ class _Job:
     tell: Tell
     known: int = 0  # ids
     told: int = 0  # ids
+    lane: _Lane = field(init=False)
     told_at: float = 0.0
     began: float = 0.0
 
@@ -71,21 +83,21 @@ class Engine:
 
     def __init__(self, model: LanguageModel, rows: int, queue: int, context: int):
         self._model, self._queue, self.context = model, queue, context
-        # Programs for few texts too: one alone is written several times as fast.
+        self._rows = rows
+        # Few texts are written several times as fast in a batch of few rows.
         sizes = [4**n for n in range(rows.bit_length()) if 4**n < rows] + [rows]
-        self._sizes = sizes
-        self._batch = self._empty_batch()
+        self._lanes = [_Lane(self._batch(size)) for size in sizes]
         self._waiting: deque[_Job] = deque()
         self._inside: dict[Text, _Job] = {}
         self._changed = threading.Condition()  # holds what the thread and the others share
         self._closing = False
-        self._step_seconds = _CALL  # one token of every text, lately
         self._text_seconds = 1.0  # a text in the batch, lately
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
         """Compiles all programs, and begins."""
-        self._batch.warm_up()
+        for lane in self._lanes:
+            lane.batch.warm_up()
         self.scores([0, 0])
         self._thread.start()
 
@@ -113,8 +125,8 @@ class Engine:
         """
         with self._changed:
             busy = len(self._inside) + len(self._waiting) + len(texts)
-            if busy > len(self._batch.texts) + self._queue:
-                turns = len(self._waiting) / len(self._batch.texts)
+            if busy > self._rows + self._queue:
+                turns = len(self._waiting) / self._rows
                 raise Busy(min(1 + round(turns * self._text_seconds), 60))
             self._waiting += [_Job(text, n, tell) for n, text in enumerate(texts)]
             self._changed.notify()
@@ -130,9 +142,9 @@ class Engine:
         """What the model holds of each token but the first."""
         return scores(self._model.model_config, self._model.params, ids, self.context)
 
-    def _empty_batch(self) -> Batch:
+    def _batch(self, rows: int) -> Batch:
         of_model = self._model.model_config, self._model.params, self._model.tokenizer
-        return Batch(*of_model, self._sizes, slots=self.context)
+        return Batch(*of_model, rows, slots=self.context)
 
     def _run(self) -> None:
         while True:
@@ -142,36 +154,51 @@ class Engine:
                         return
                     self._changed.wait()
                 for text in [text for text in self._inside if text.finish]:  # cancelled
-                    self._batch.leave(text)
-                    del self._inside[text]
-                while self._waiting and None in self._batch.texts:
+                    self._inside.pop(text).lane.batch.leave(text)
+                while self._waiting and (lane := self._free_lane()):
                     job = self._waiting.popleft()
-                    job.began = time.monotonic()
-                    self._batch.enter(job.text)
+                    job.lane, job.began = lane, time.monotonic()
+                    lane.batch.enter(job.text)
                     self._inside[job.text] = job
-            try:
-                self._step()
-            except Exception:  # the device is out of memory, ...: the next ones may fit
-                logging.getLogger("tsuzuri").exception("a call of the device has failed")
-                with self._changed:
-                    failed, self._inside = self._inside, {}
-                self._batch = self._empty_batch()
-                for job in failed.values():
-                    job.tell([News(job.index, "", [], [], "failed")])
+            for lane in self._lanes:
+                if jobs := [job for job in self._inside.values() if job.lane is lane]:
+                    self._step(lane, jobs)
 
-    def _step(self) -> None:
+    def _free_lane(self) -> "_Lane | None":
+        """Where the next text goes: the largest batch in use, or if it is full the next larger.
+
+        So a text alone is in the smallest; and of many none is left behind in a small one.
+        """
+        if len(self._inside) >= self._rows:
+            return None
+        used = [n for n, lane in enumerate(self._lanes) if any(lane.batch.texts)]
+        return next((lane for lane in self._lanes[max(used, default=0) :] if lane.free), None)
+
+    def _step(self, lane: "_Lane", jobs: list[_Job]) -> None:
         """A call of the device, and the news of it."""
         began = time.monotonic()
-        self._batch.step(max(1, min(_MOST_TOKENS, int(_CALL / self._step_seconds))))
+        try:
+            lane.batch.step(max(1, min(_TOKENS, int(_CALL / lane.step_seconds))))
+        except Exception:  # the device is out of memory, ...: the next ones may fit
+            logging.getLogger("tsuzuri").exception("a call of the device has failed")
+            lane.batch = self._batch(len(lane.batch.texts))
+            for job in jobs:
+                job.text.end("failed")
         now = time.monotonic()
         news: dict[Tell, list[News]] = {}
         drawn = 1
-        for text, job in self._inside.items():
+        with self._changed:
+            often = len(self._inside) / _WORDS
+            for job in jobs:
+                if job.text not in lane.batch.texts:
+                    del self._inside[job.text]
+        for job in jobs:
+            text = job.text
             drawn = max(drawn, len(text.ids) - job.known)
             job.known = len(text.ids)
             if text.finish:
                 self._text_seconds += (now - job.began - self._text_seconds) / 16
-            elif now - job.told_at < _TELL:
+            elif now - job.told_at < often:
                 continue
             ids, known = text.ids[job.told :], text.scores[job.told :]
             word = News(job.index, text.news(), ids, known, text.finish)
@@ -179,9 +206,6 @@ class Engine:
             job.told = len(text.ids)
             if word.piece:  # until the first character is whole, every call is a word
                 job.told_at = now
-        self._step_seconds += ((now - began) / drawn - self._step_seconds) / 4
-        with self._changed:
-            for text in [t for t in self._inside if t not in self._batch.texts]:
-                del self._inside[text]
+        lane.step_seconds += ((now - began) / drawn - lane.step_seconds) / 4
         for tell, words in news.items():
             tell(words)

@@ -24,7 +24,7 @@ from tsuzuri.apps.serve import completions, pages
 from tsuzuri.apps.serve.completions import Answer, Refused, Request
 from tsuzuri.apps.serve.engine import Busy, Engine, News
 from tsuzuri.apps.serve.metrics import Metrics
-from tsuzuri.errors import UserError
+from tsuzuri.errors import RunError, UserError
 from tsuzuri.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 1 << 20  # of a body
 SECONDS = 10  # for the headers of a request, and again for its body
+_MOST_TEXTS = 64  # of one request
 _DRAIN = 60  # seconds that texts have to end in after SIGTERM
 _OPEN = ("/", "/runs", "/health")  # need no token: they tell nothing
 
@@ -54,6 +55,7 @@ def serve(
     Raises:
       UserError: the port is in use or not allowed; an address that others can reach, without a
         token; the packages are not installed.
+      RunError: the model cannot be made to write.
     """
     try:
         import uvicorn
@@ -66,23 +68,30 @@ def serve(
             f"{host} can be reached by others: set TSUZURI_TOKEN to a secret that they must give"
         )
     with web.listen(host, port) as listening:
-        served = app(model, host=host, **options)
+        where = web.address(listening, host)
+
+        def ready() -> None:
+            say(f"{where} is the playground, {where}/runs the runs, {where}/v1 the API; "
+                "Ctrl-C ends it")  # fmt: skip
+
         config = uvicorn.Config(
-            served,
+            app(model, host=host, ready=ready, **options),
             http=partial(Connection, SECONDS),  # type: ignore[arg-type]
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=_DRAIN,
         )
-        where = web.address(listening, host)
-        say(f"{where} is the playground, {where}/runs the runs, {where}/v1 the API; Ctrl-C ends it")
+        say("compiling what writes: seconds, the first time a minute or more")
         # uvicorn drains at SIGTERM, and then has the handler before its own called.
         before = signal.signal(signal.SIGTERM, lambda *_: None)
+        server = uvicorn.Server(config)
         try:
             with suppress(KeyboardInterrupt):
-                uvicorn.Server(config).run(sockets=[listening])
+                server.run(sockets=[listening])
         finally:
             signal.signal(signal.SIGTERM, before)
+        if not server.started:  # what uvicorn logs says why: out of memory, for one
+            raise RunError("the server could not start; try fewer --rows or a --context-length")
 
 
 def app(
@@ -96,6 +105,7 @@ def app(
     rows: int = 16,
     queue: int = 64,
     context: int = 0,
+    ready: Callable[[], None] = lambda: None,
 ) -> "Starlette":
     """All that is served.
 
@@ -107,6 +117,7 @@ def app(
       cors: the origins of other pages that may call it.
       rows: texts that are written at the same time; `queue`: those that wait beside them.
       context: the most tokens of a prompt and its continuation; by default the model's, or 4096.
+      ready: called when all is compiled.
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -138,7 +149,9 @@ def app(
         return PlainTextResponse(metrics.text(), media_type=metrics.media_type)
 
     async def complete(http: "HttpRequest") -> "Response":
-        request = completions.read(await _body(http), name, model.tokenizer, context)
+        body = await _body(http)
+        most = min(_MOST_TEXTS, rows + queue)  # more could never be taken
+        request = completions.read(body, name, model.tokenizer, context, most)
         scored = []
         if request.echo and request.logprobs is not None:
             start = model.tokenizer.begin_of_text
@@ -151,6 +164,7 @@ def app(
     @asynccontextmanager
     async def running(_: Any) -> AsyncIterator[None]:
         await asyncio.to_thread(engine.start)
+        ready()
         yield
         await asyncio.to_thread(engine.close)
 
