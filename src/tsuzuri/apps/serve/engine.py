@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tsuzuri.generate import Batch, Score, Text, scores
 from tsuzuri.language_model import LanguageModel
@@ -17,6 +17,7 @@ from tsuzuri.language_model import LanguageModel
 # Tokens of each text in a call of the device, and seconds that it may take. A text enters after the
 # call, and a row that was left stands empty for it; but each call costs as much as half a token.
 _TOKENS, _CALL = 8, 0.1
+_PATIENCE = 20  # calls
 _WORDS = 100  # a second, about all texts together: each costs as much as a token
 
 
@@ -47,18 +48,6 @@ class Busy(Exception):
 
 
 @dataclass(eq=False)
-class _Lane:
-    """A batch of some rows."""
-
-    batch: Batch
-    step_seconds: float = _CALL  # one token of every text, lately
-
-    @property
-    def free(self) -> bool:
-        return None in self.batch.texts
-
-
-@dataclass(eq=False)
 class _Job:
     """A text, who is told of it, and what they know."""
 
@@ -67,7 +56,6 @@ class _Job:
     tell: Tell
     known: int = 0  # ids
     told: int = 0  # ids
-    lane: _Lane = field(init=False)
     told_at: float = 0.0
     began: float = 0.0
 
@@ -84,20 +72,24 @@ class Engine:
     def __init__(self, model: LanguageModel, rows: int, queue: int, context: int):
         self._model, self._queue, self.context = model, queue, context
         self._rows = rows
-        # Few texts are written several times as fast in a batch of few rows.
+        # Few texts are written several times as fast in a batch of few rows: all move to another
+        # when they have become too many for theirs, or have long been few.
         sizes = [4**n for n in range(rows.bit_length()) if 4**n < rows] + [rows]
-        self._lanes = [_Lane(self._batch(size)) for size in sizes]
+        self._batches = [self._batch(size) for size in sizes]
+        self._at = 0  # which of them is in use
+        self._roomy = 0  # for so many calls it has been larger than need be
         self._waiting: deque[_Job] = deque()
         self._inside: dict[Text, _Job] = {}
         self._changed = threading.Condition()  # holds what the thread and the others share
         self._closing = False
+        self._step_seconds = _CALL  # one token of every text, lately
         self._text_seconds = 1.0  # a text in the batch, lately
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
         """Compiles all programs, and begins."""
-        for lane in self._lanes:
-            lane.batch.warm_up()
+        for batch in self._batches:
+            batch.warm_up()
         self.scores([0, 0])
         self._thread.start()
 
@@ -154,34 +146,37 @@ class Engine:
                         return
                     self._changed.wait()
                 for text in [text for text in self._inside if text.finish]:  # cancelled
-                    self._inside.pop(text).lane.batch.leave(text)
-                while self._waiting and (lane := self._free_lane()):
+                    self._batches[self._at].leave(text)
+                    del self._inside[text]
+                self._choose_batch()
+                batch = self._batches[self._at]
+                while self._waiting and None in batch.texts:
                     job = self._waiting.popleft()
-                    job.lane, job.began = lane, time.monotonic()
-                    lane.batch.enter(job.text)
+                    job.began = time.monotonic()
+                    batch.enter(job.text)
                     self._inside[job.text] = job
-            for lane in self._lanes:
-                if jobs := [job for job in self._inside.values() if job.lane is lane]:
-                    self._step(lane, jobs)
+            if self._inside:
+                self._step()
 
-    def _free_lane(self) -> "_Lane | None":
-        """Where the next text goes: the largest batch in use, or if it is full the next larger.
+    def _choose_batch(self) -> None:
+        wanted = min(len(self._inside) + len(self._waiting), self._rows)
+        fits = next(n for n, batch in enumerate(self._batches) if len(batch.texts) >= wanted)
+        self._roomy = self._roomy + 1 if fits < self._at else 0
+        if fits > self._at or self._roomy > _PATIENCE:
+            for text in self._inside:
+                self._batches[self._at].leave(text)
+                self._batches[fits].enter(text)
+            self._at, self._roomy = fits, 0
 
-        So a text alone is in the smallest; and of many none is left behind in a small one.
-        """
-        if len(self._inside) >= self._rows:
-            return None
-        used = [n for n, lane in enumerate(self._lanes) if any(lane.batch.texts)]
-        return next((lane for lane in self._lanes[max(used, default=0) :] if lane.free), None)
-
-    def _step(self, lane: "_Lane", jobs: list[_Job]) -> None:
+    def _step(self) -> None:
         """A call of the device, and the news of it."""
+        batch, jobs = self._batches[self._at], list(self._inside.values())
         began = time.monotonic()
         try:
-            lane.batch.step(max(1, min(_TOKENS, int(_CALL / lane.step_seconds))))
+            batch.step(max(1, min(_TOKENS, int(_CALL / self._step_seconds))))
         except Exception:  # the device is out of memory, ...: the next ones may fit
             logging.getLogger("tsuzuri").exception("a call of the device has failed")
-            lane.batch = self._batch(len(lane.batch.texts))
+            batch = self._batches[self._at] = self._batch(len(batch.texts))
             for job in jobs:
                 job.text.end("failed")
         now = time.monotonic()
@@ -190,7 +185,7 @@ class Engine:
         with self._changed:
             often = len(self._inside) / _WORDS
             for job in jobs:
-                if job.text not in lane.batch.texts:
+                if job.text not in batch.texts:
                     del self._inside[job.text]
         for job in jobs:
             text = job.text
@@ -206,6 +201,6 @@ class Engine:
             job.told = len(text.ids)
             if word.piece:  # until the first character is whole, every call is a word
                 job.told_at = now
-        lane.step_seconds += ((now - began) / drawn - lane.step_seconds) / 4
+        self._step_seconds += ((now - began) / drawn - self._step_seconds) / 4
         for tell, words in news.items():
             tell(words)
