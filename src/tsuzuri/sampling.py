@@ -94,19 +94,23 @@ def draw(logits_BV: jax.Array, keys_B: jax.Array, knobs: Knobs) -> jax.Array:
     as the last of `top_k` may be drawn as well. What is drawn does not depend on the other texts'
     settings, only the way to the bound does.
     """
-    scaled_BV = (logits_BV - logits_BV.max(axis=1, keepdims=True)) / knobs.temperature[:, None]
-    p_BV = jax.nn.softmax(scaled_BV)
-    most_B = p_BV.max(axis=1)
-    few_B = (knobs.top_k > 0) & (knobs.top_k <= _CANDIDATES)
-    ways = (lambda: most_B, lambda: _bound_of_few(p_BV, knobs), lambda: _bound_of_all(p_BV, knobs))
-    way = jnp.where((knobs.top_k == 1).all(), 0, jnp.where(few_B.all(), 1, 2))
-    bound_B = jax.lax.switch(way, ways)
-    bound_B = jnp.maximum(jnp.minimum(bound_B, most_B), knobs.min_p * most_B)
-    kept_BV = jnp.where(p_BV >= bound_B[:, None], p_BV, 0)
-    uniform_B = jax.vmap(jax.random.uniform)(keys_B)
-    return _pick(
-        kept_BV, jnp.where(knobs.top_k == 1, 0, uniform_B)
-    )  # 0: the first of the likeliest
+    most_B1 = logits_BV.max(axis=1, keepdims=True)
+    ids_V = jnp.arange(logits_BV.shape[1])
+    # The first of the likeliest; on a CPU argmax takes several times as long.
+    greedy_B = jnp.where(logits_BV >= most_B1, ids_V[None, :], ids_V[-1]).min(axis=1)
+
+    def sampled() -> jax.Array:
+        p_BV = jax.nn.softmax((logits_BV - most_B1) / knobs.temperature[:, None])
+        few_B = (knobs.top_k > 0) & (knobs.top_k <= _CANDIDATES)
+        ways = (lambda: _bound_of_all(p_BV, knobs), lambda: _bound_of_few(p_BV, knobs))
+        bound_B = jax.lax.switch(few_B.all().astype(int), ways)
+        most_B = p_BV.max(axis=1)
+        bound_B = jnp.maximum(jnp.minimum(bound_B, most_B), knobs.min_p * most_B)
+        kept_BV = jnp.where(p_BV >= bound_B[:, None], p_BV, 0)
+        drawn_B = _pick(kept_BV, jax.vmap(jax.random.uniform)(keys_B))
+        return jnp.where(knobs.top_k == 1, greedy_B, drawn_B)
+
+    return jax.lax.cond((knobs.top_k == 1).all(), lambda: greedy_B, sampled)
 
 
 def _bound_of_few(p_BV: jax.Array, knobs: Knobs) -> jax.Array:
