@@ -3,7 +3,6 @@
 import re
 import shutil
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from tsuzuri.errors import UserError
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
 uvicorn = pytest.importorskip("uvicorn", reason="needs pip install 'tsuzuri[serve]'")
 client = pytest.importorskip("websockets.sync.client")
+from servers import running  # noqa: E402
+
 Page = sync_api.Page
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "chrome"])), None)
 in_browser = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium: apt-get install chromium")
@@ -25,16 +26,8 @@ in_browser = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium: apt-get in
 @contextmanager
 def serving(port: int = 0) -> Iterator[str]:
     """The address of a server of the tiny input method."""
-    with socket.create_server(("127.0.0.1", port)) as listening:
-        port = listening.getsockname()[1]
-        server = uvicorn.Server(page_module.config(METHOD, "127.0.0.1"))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        try:
-            yield f"127.0.0.1:{port}"
-        finally:
-            server.should_exit = True
-            thread.join()
+    with running(page_module.config(METHOD, "127.0.0.1"), port) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ import uvicorn
 from flax import nnx
 
 import tsuzuri
+from servers import running
 from tsuzuri import generate
 from tsuzuri.apps.serve import http
 from tsuzuri.apps.serve.connection import Connection
@@ -87,17 +87,8 @@ def serving(model: LanguageModel, **options: Any) -> Iterator[str]:
     config = uvicorn.Config(
         served, http=partial(Connection, http.SECONDS), log_level="warning", access_log=False
     )
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        until(lambda: server.started)
-        try:
-            yield f"127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(30)
-            assert not thread.is_alive()
+    with running(config) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

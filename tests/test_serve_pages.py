@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shutil
-import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +28,8 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="needs pip install 
 from starlette.applications import Starlette  # noqa: E402
 from starlette.responses import JSONResponse, Response, StreamingResponse  # noqa: E402
 from starlette.routing import Route  # noqa: E402
+
+from servers import running  # noqa: E402
 
 expect = sync_api.expect
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "chrome"])), None)
@@ -126,18 +127,9 @@ class Model:
 @contextmanager
 def serving(app: Any) -> Iterator[str]:
     """The address of a server of it."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=1
-        )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+    with running(config) as address:
+        yield f"http://{address}"
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ class LanguageModel:
 
         Args:
           prompt: the text to go on with.
-          **sampling: fields of `generate.Sampling`: temperature, top_k, max_new_tokens, seed ...
+          **sampling: fields of `sampling.Sampling`: temperature, top_k, max_new_tokens, seed ...
         """
         return self.generate_many([prompt], Sampling(**sampling))[0].text
 

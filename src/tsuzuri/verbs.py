@@ -286,7 +286,7 @@ CLEANING = tuple(
     for name in ("normalize", "min_characters", "language", "min_language", "deduplicate")
 )
 
-SAMPLING = {  # flag: (type, help); their defaults stand in generate.Sampling
+SAMPLING = {  # flag: (type, help); their defaults stand in sampling.Sampling
     "max_new_tokens": (int, "tokens to write at most (200)"),
     "temperature": (float, "0 takes the likeliest token, 1 samples the model as it is (0.8)"),
     "top_k": (int, "sample from the k likeliest tokens; 0: from all (40)"),
