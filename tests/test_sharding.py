@@ -116,7 +116,7 @@ def test_every_mesh_learns_what_one_device_learns(processes: int):
     assert "rematerialization" not in outs[0][1]  # a warning of XLA's: it had to gather a batch
     for out, errors in outs:
         assert out, errors
-        distances = json.loads(next(line for line in out.splitlines() if line[0] == "{"))
+        distances = json.loads(next(line for line in out.splitlines() if line.startswith("{")))
         controls = {name for name in distances if name.startswith("control")}
         assert len(controls) == 2 and len(distances) == 11
         for name, distance in distances.items():
