@@ -68,7 +68,7 @@ def tsuzuri(work: Work, device: str) -> Program:
 
     from tsuzuri.data import Batch
     from tsuzuri.sharding import one_device
-    from tsuzuri.train import make_training
+    from tsuzuri.step import make_training
 
     cfg = config(work, device)
     model_cfg = cfg.resolved_model(work.vocabulary)

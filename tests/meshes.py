@@ -16,7 +16,7 @@ from tsuzuri.config import Config, MeshConfig
 from tsuzuri.data import Batch, Batches
 from tsuzuri.presets import preset
 from tsuzuri.sharding import make_mesh, one_device
-from tsuzuri.train import make_training, stack
+from tsuzuri.step import make_training, stack
 
 STEPS, ROWS, LENGTH, VOCABULARY = 20, 16, 16, 64
 MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))

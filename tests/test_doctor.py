@@ -14,7 +14,8 @@ from tsuzuri import doctor
 from tsuzuri.cli import main
 from tsuzuri.doctor import Finding, examine
 from tsuzuri.presets import preset
-from tsuzuri.train import make_training, train
+from tsuzuri.step import make_training
+from tsuzuri.train import train
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tsuzuri.errors import UserError
 from tsuzuri.plan import largest_batch, memory, plan, state_shapes, table
 from tsuzuri.presets import PRESETS, preset
 from tsuzuri.sharding import one_device
-from tsuzuri.train import make_training
+from tsuzuri.step import make_training
 
 SHAPE = {"batch_size": 8, "sequence_length": 256, "model.num_layers": 2}
 WIDE = {"model.embed_dim": 384, "model.num_heads": 6}

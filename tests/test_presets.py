@@ -14,7 +14,7 @@ from tsuzuri.errors import UserError
 from tsuzuri.model import Decoder
 from tsuzuri.presets import ONE_SHAPE, SIZED, SIZES, preset
 from tsuzuri.sharding import one_device
-from tsuzuri.train import make_training
+from tsuzuri.step import make_training
 
 # jax-llm's README command: --num_layers 12 --embed_size 512 --head_size 64 --num_heads 8
 README = {"num_layers": 12, "embed_dim": 512, "head_dim": 8, "num_heads": 8}

@@ -26,7 +26,7 @@ from tsuzuri.sharding import (
     shardings,
     whole_mesh,
 )
-from tsuzuri.train import make_training
+from tsuzuri.step import make_training
 
 EVERY_SWITCH = {"model.qk_norm": True, "model.num_layers": 1}
 

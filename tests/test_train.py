@@ -24,8 +24,9 @@ from tsuzuri.errors import RunError, UserError
 from tsuzuri.files import locked
 from tsuzuri.presets import preset
 from tsuzuri.sharding import one_device
+from tsuzuri.step import make_training
 from tsuzuri.track import read_jsonl
-from tsuzuri.train import Stopped, StopSignals, make_training, train
+from tsuzuri.train import Stopped, StopSignals, train
 
 TINY = {
     "tokenizer.kind": "bytes",

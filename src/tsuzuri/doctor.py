@@ -24,7 +24,7 @@ from tsuzuri.data import Batches, Blocks
 from tsuzuri.files import read_json, sha256
 from tsuzuri.presets import preset
 from tsuzuri.sharding import one_device
-from tsuzuri.train import make_training, stack
+from tsuzuri.step import make_training, stack
 
 # What two steps of `_training` give, in float32 on a CPU. In bfloat16, as TPUs multiply, they are
 # up to 0.2 % away; an error in the data, a parameter, a gradient or an update takes them further.

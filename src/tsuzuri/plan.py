@@ -26,7 +26,7 @@ from tsuzuri.errors import UserError
 from tsuzuri.model import Decoder, flops_per_token
 from tsuzuri.optim import make_optimizer
 from tsuzuri.sharding import AXES, check_batch, check_heads, path_of, shardings, whole_mesh
-from tsuzuri.train import loss_parts
+from tsuzuri.step import loss_parts
 
 # Hoffmann et al. 2022 (arXiv:2203.15556): so many tokens a parameter spend the FLOPs best.
 CHINCHILLA = 20

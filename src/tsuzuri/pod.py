@@ -30,7 +30,7 @@ from tsuzuri.hlo import Collective, Kernel, Work, work
 from tsuzuri.model import flops_per_token
 from tsuzuri.plan import memory, meshes, shown_mesh, shown_size, state_shapes
 from tsuzuri.sharding import AXES, BATCH, check_batch, shardings, whole_mesh
-from tsuzuri.train import make_training
+from tsuzuri.step import make_training
 
 _DEVICES = {"v4": "tpu-v4", "v5e": "tpu-v5e", "v5p": "tpu-v5p", "v6e": "tpu-v6e"}
 _EXAMPLES = "v5e:2x2, v5e:16x16, v5p:4x4x4, v6e:8x8"
@@ -302,7 +302,7 @@ def _placed(shape: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
 
 
 def _batches(cfg: Config, mesh: Mesh) -> Batch:
-    """The shapes of what train.stack gives."""
+    """The shapes of what step.stack gives."""
     parts = cfg.compute.accumulate
     shape = _STEPS, parts, cfg.batch_size // parts, cfg.sequence_length
     split = NamedSharding(mesh, P(None, None, *BATCH))

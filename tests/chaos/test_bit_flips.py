@@ -17,7 +17,7 @@ from tsuzuri.errors import RunError
 from tsuzuri.files import read_json
 from tsuzuri.presets import preset
 from tsuzuri.sharding import one_device, shardings
-from tsuzuri.train import make_training
+from tsuzuri.step import make_training
 
 FLIPS = 200
 TOLD = (  # by what a damaged checkpoint is known
