@@ -1,5 +1,6 @@
 """Trackers: a resumed run has each step once, and a killed one is read all the same."""
 
+import gc
 import json
 import os
 import re
@@ -160,6 +161,7 @@ def wandb_in(tmp_path, monkeypatch):
     wandb.teardown()
     yield monkeypatch.setenv
     wandb.teardown()
+    gc.collect()  # what W&B still holds of a helper that died is warned of here, not in some test
     assert not [p for p in psutil.Process().children(recursive=True) if "wandb" in p.name()]
 
 
