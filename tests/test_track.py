@@ -5,12 +5,12 @@ import json
 import os
 import re
 import struct
+import subprocess
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tsuzuri import track
@@ -143,10 +143,6 @@ def test_goodput_counts_every_second_over_all_starts(tmp_path, monkeypatch):
     assert found["goodput"] == 0.5
 
 
-# Of W&B's helper process, when it is told to end.
-still_running = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
-
-
 @pytest.fixture
 def wandb_in(tmp_path, monkeypatch):
     """W&B by itself: no settings or passwords of this machine's, and no network."""
@@ -161,8 +157,14 @@ def wandb_in(tmp_path, monkeypatch):
     wandb.teardown()
     yield monkeypatch.setenv
     wandb.teardown()
-    gc.collect()  # what W&B still holds of a helper that died is warned of here, not in some test
-    assert not [p for p in psutil.Process().children(recursive=True) if "wandb" in p.name()]
+    for helper in helpers_of_wandb():  # W&B does not wait for one that it has lost
+        helper.wait(10)
+
+
+def helpers_of_wandb() -> list[subprocess.Popen]:
+    """The processes that W&B has started here and has not waited for."""
+    processes = [item for item in gc.get_objects() if type(item) is subprocess.Popen]
+    return [p for p in processes if p.returncode is None and "wandb" in str(p.args)]
 
 
 def _records(path: Path) -> Iterator[Any]:
@@ -195,7 +197,6 @@ def _at_wandb(run: Path) -> tuple[list[Any], list[dict[str, Any]]]:
     return runs, lines
 
 
-@still_running
 def test_wandb_has_the_numbers_of_all_starts_as_one_run(tmp_path, wandb_in, capfd):
     wandb_in("WANDB_MODE", "offline")
     run = tmp_path / "book"
@@ -230,7 +231,6 @@ def test_wandb_has_the_numbers_of_all_starts_as_one_run(tmp_path, wandb_in, capf
     assert len(said.err.splitlines()) == 2  # where it is, and Console's line
 
 
-@still_running
 @pytest.mark.parametrize(
     ("variable", "value", "told"),
     [
@@ -253,14 +253,12 @@ def test_wandb_that_cannot_start_is_told_in_a_line(
     assert read_jsonl(tmp_path / "metrics.jsonl")[0]["loss"] == 1.0
 
 
-@still_running
 def test_wandb_that_dies_is_told_in_a_line(tmp_path, wandb_in, capfd):
     wandb_in("WANDB_MODE", "offline")
     log = Log(tmp_path, 0, Console(9, show=True), wandb={"seed": 7})
-    for process in psutil.Process().children(recursive=True):
-        if "wandb" in process.name():
-            process.kill()
-            process.wait()
+    for helper in helpers_of_wandb():
+        helper.kill()
+        helper.wait()
     for step in range(1, 9):
         log(step, {"loss": 1.0})
     log.close()
@@ -270,7 +268,6 @@ def test_wandb_that_dies_is_told_in_a_line(tmp_path, wandb_in, capfd):
     assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 8
 
 
-@still_running
 def test_training_is_the_same_where_the_network_refuses(tmp_path, wandb_in, capfd):
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{n}番目の綴り。\n" for n in range(400)), encoding="utf-8")
