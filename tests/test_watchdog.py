@@ -8,10 +8,10 @@ import pytest
 PROGRAM = """
 import ctypes, sys, time
 from tsuzuri.watchdog import watch
-with watch(0.5) as watchdog:
-    for _ in range(4):
-        watchdog.alive(); time.sleep(0.3)
-    watchdog.alive("saving", patience=4); time.sleep(0.8)
+with watch(1) as watchdog:
+    for _ in range(3):
+        watchdog.alive(); time.sleep(0.5)
+    watchdog.alive("saving", patience=4); time.sleep(1.6)
     print("worked", flush=True)
     watchdog.alive("evaluating")
     if sys.argv[1] == "hangs": time.sleep(600)
@@ -31,4 +31,4 @@ def test_a_hang_is_ended_with_the_stacks_and_work_is_not(then):
     assert ended.returncode == 1
     assert f'File "<string>", line {10 if then == "hangs" else 11} in <module>' in ended.stderr
     if then == "hangs":  # where Python can still speak
-        assert ended.stderr.startswith("error: evaluating has shown no sign of life for 0.5 s;")
+        assert ended.stderr.startswith("error: evaluating has shown no sign of life for 1 s;")
