@@ -1,5 +1,6 @@
 """Generation against slow, plain references: full forward passes, numpy, whole texts."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -200,7 +201,7 @@ def kept_by_numpy(logits: np.ndarray, s: Sampling) -> np.ndarray:
         Sampling(temperature=1.3, top_k=0, min_p=0.2),
         Sampling(temperature=1.0, top_k=9, top_p=0.9, min_p=0.1),
         Sampling(temperature=1.0, top_k=100, top_p=0.9),
-        Sampling(temperature=1e-30, top_k=9),
+        Sampling(temperature=1e-6, top_k=9),
         Sampling(temperature=0),
     ],
 )
@@ -408,14 +409,14 @@ def test_the_smallest_context_slides_at_every_token() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"temperature": -1.0}, "temperature is -1.0; it must be 0 (greedy) or a positive number"),
+        ({"temperature": -1.0}, "temperature is -1.0; it must be 0 (greedy), or from 1e-6 to 100"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"top_k": -1}, "top_k is -1; it must be 0 (all) or more"),
         ({"top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1"),
         ({"top_p": float("nan")}, "top_p is nan"),
         ({"min_p": 1.5}, "min_p is 1.5; it must be from 0 to 1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; it must be a positive number"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; it must be from 1e-6 to 100"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
         ({"stop": ("",)}, "stop is ('',); it must be strings, none of them empty"),
         ({"stop": "。"}, "stop is '。'"),
@@ -427,6 +428,16 @@ def test_bad_settings(changes: dict[str, Any], message: str) -> None:
         Sampling(**changes)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_extreme_settings_draw_tokens_all_the_same() -> None:
+    greedy = generator().generate(PROMPTS, Sampling(temperature=0, max_new_tokens=20))
+    coldest = generator().generate(PROMPTS, Sampling(temperature=1e-6, max_new_tokens=20))
+    assert [c.ids for c in coldest] == [c.ids for c in greedy]
+    for temperature, penalty in itertools.product((1e-6, 100), repeat=2):
+        sampling = Sampling(temperature, repetition_penalty=penalty, max_new_tokens=20)
+        for c in generator().generate(PROMPTS, sampling):
+            assert max(c.ids) < TOKENIZER.vocab_size
 
 
 def test_bad_combinations() -> None:

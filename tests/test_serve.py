@@ -29,6 +29,7 @@ from tsuzuri import generate
 from tsuzuri.apps.serve import http
 from tsuzuri.apps.serve.connection import Connection
 from tsuzuri.apps.serve.engine import Engine
+from tsuzuri.errors import RunError
 from tsuzuri.language_model import LanguageModel
 from tsuzuri.model import Decoder
 from tsuzuri.presets import preset
@@ -147,6 +148,7 @@ def test_openai_s_client_gets_what_generate_writes(server: str, model: LanguageM
              stream_options={"include_usage": True}) as stream:  # fmt: skip
         for piece in stream:
             assert not ends or ends[-1][0] != -1
+            assert "usage" in piece.model_fields_set
             for choice in piece.choices:
                 told[choice.index] += choice.text
                 if choice.finish_reason:
@@ -225,6 +227,12 @@ def test_echo_and_log_probabilities(server: str, model: LanguageModel) -> None:
     alone = ask(max_tokens=0, echo=True)
     assert alone.choices[0].text == "猫a" and alone.choices[0].finish_reason == "length"
     assert alone.choices[0].logprobs and alone.choices[0].logprobs.tokens == known.tokens[:4]
+    # A harness counts: there is one for each id, the one that ends texts too.
+    ids = [EOT, *TOKENIZER.encode("a"), EOT]
+    counted = ask(prompt=ids, max_tokens=0, echo=True).choices[0]
+    assert counted.text == "a" and counted.logprobs
+    assert counted.logprobs.tokens == ["<|endoftext|>", "a", "<|endoftext|>"]
+    assert counted.logprobs.text_offset == [0, 0, 1]
     streamed = [c for piece in ask(max_tokens=6, stream=True) for c in piece.choices]
     assert [t for c in streamed if c.logprobs for t in c.logprobs.tokens or []] == known.tokens[4:]
 
@@ -261,9 +269,13 @@ BAD = [
     ({"max_tokens": -1}, "max_tokens must be 0 or more"),
     ({"max_tokens": CONTEXT + 1}, f"maximum context length is {CONTEXT} tokens"),
     ({"prompt": "a" * 100, "max_tokens": 29}, "129 (100 in the prompt, 29 in the completion)"),
-    ({"temperature": -0.1}, "temperature is -0.1; it must be 0 (greedy) or a positive number"),
+    ({"temperature": -0.1}, "temperature is -0.1; it must be 0 (greedy), or from 1e-6 to 100"),
     ({"temperature": "hot"}, "temperature must be a number"),
     ({"temperature": 10**400}, "temperature must be a number"),
+    ({"temperature": 1e39}, "it must be 0 (greedy), or from 1e-6 to 100"),
+    ({"temperature": 1e-50}, "it must be 0 (greedy), or from 1e-6 to 100"),
+    ({"repetition_penalty": 1e-50}, "it must be from 1e-6 to 100"),
+    ({"prompt": "a", "max_tokens": 10**4300 - 1}, "max_tokens must be a whole number"),
     ({"top_p": 0}, "top_p is 0"),
     ({"top_k": 10**6}, "top_k is 1000000 and the vocabulary has 258 tokens"),
     ({"n": 0}, "n must be from 1 to 64"),
@@ -286,6 +298,9 @@ BAD = [
     ({"presence_penalty": 1}, "presence_penalty is not supported"),
     ({"temprature": 1}, "unknown field 'temprature'; did you mean 'temperature'?"),
     ({"stream": "yes"}, "stream must be true or false"),
+    ({"stream_options": {"include_usage": "yes"}}, "include_usage must be true or false"),
+    ({"stream_options": {"usage": True}}, "unknown field 'usage'"),
+    ({"\ud800": 1}, "unknown field"),
 ]
 
 
@@ -304,6 +319,7 @@ def test_other_errors_in_openai_s_form(server: str) -> None:
     with pytest.raises(openai.NotFoundError) as error:
         client(server).completions.create(model="gpt-4", prompt="a")
     assert error.value.code == "model_not_found" and "this server has 'letters'" in str(error.value)
+    assert call(server, "/v1/completions", {"model": "\ud800"})[0] == 404  # half a surrogate pair
     for path in ("/v1/chat/completions", "/v1/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd",
                  "/runs/../../config.json", "//etc/passwd", "/v1/completions/%00"):  # fmt: skip
         status, found, _ = call(server, path, {})
@@ -351,6 +367,12 @@ def test_slow_headers_and_bodies_are_ended(
                     said = connection.recv(1000)
                     assert b"408" in said
                     until(lambda c=connection: c.recv(1000) == b"")
+        with raw(address) as early:  # answered before its body has come, and that comes on
+            early.sendall(b"POST /health HTTP/1.1\r\nHost: localhost\r\n"
+                          b"Content-Length: 9000\r\n\r\n")  # fmt: skip
+            assert b"405" in early.recv(1000)
+            with pytest.raises(ConnectionError):
+                until(lambda: bool(time.sleep(0.2) or early.sendall(b"x")))
         assert call(address, "/health")[0] == 200
 
 
@@ -369,6 +391,27 @@ def test_a_full_queue_says_when_to_come_again(model: LanguageModel) -> None:
         counted = call(address, "/metrics")[1].decode()
         assert f'requests_total{{status="200"}} {statuses.count(200)}.0' in counted
         assert "tsuzuri_texts_being_written 0.0" in counted
+
+
+def test_prompts_that_wait_to_be_scored_are_a_queue_too(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, inside = generate._scores, []
+
+    def slowly(*which: Any) -> Any:
+        inside.append(True)
+        time.sleep(0.1)
+        assert len(inside) == 1  # one at a time, whoever asks
+        inside.pop()
+        return passes(*which)
+
+    body = {"model": "letters", "prompt": "a", "max_tokens": 0, "echo": True, "logprobs": 0}
+    with serving(model, rows=1, queue=2) as address:
+        monkeypatch.setattr(generate, "_scores", slowly)
+        with ThreadPoolExecutor(12) as pool:
+            found = list(pool.map(lambda _: call(address, "/v1/completions", body), range(12)))
+        assert {status for status, *_ in found} == {200, 429}
+        assert call(address, "/v1/completions", body)[0] == 200
 
 
 def test_who_leaves_frees_the_row(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,6 +462,45 @@ def test_a_call_that_fails_is_told_and_the_next_ones_are_served(
     assert "RESOURCE_EXHAUSTED" in caplog.text
 
 
+def test_a_server_that_cannot_begin_says_what_to_try(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("RESOURCE_EXHAUSTED: so many bytes\nand where")
+
+    monkeypatch.setattr(generate, "empty_cache", fails)
+    with pytest.raises(RunError, match=r"RESOURCE_EXHAUSTED: so many bytes\); try fewer --rows"):
+        http.serve(model, "127.0.0.1", 0, lambda line: None)
+
+
+def test_an_engine_that_cannot_go_on_keeps_nobody_waiting(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    with serving(model, rows=1) as address:
+        ask = {"model": "letters", "n": 3}  # one is written, two wait
+        monkeypatch.setattr(generate, "_decode", fails)
+        monkeypatch.setattr(generate, "empty_cache", fails)  # nor is there room for another one
+        for _ in range(2):
+            status, found, _ = call(address, "/v1/completions", ask)
+            assert (status, found["error"]["type"]) == (500, "server_error")
+        assert call(address, "/health")[0] == 503
+    assert "RESOURCE_EXHAUSTED" in caplog.text
+
+
+def test_a_body_that_breaks_off_is_no_error_of_the_server(
+    model: LanguageModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(model, rows=1) as address:
+        with raw(address) as connection:
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+                               b"Content-Length: 100\r\n\r\n{")  # fmt: skip
+        until(lambda: b'status="400"' in call(address, "/metrics")[1])
+    assert "Exception" not in capsys.readouterr().err
+
+
 def test_a_token_is_wanted_where_one_is_set(model: LanguageModel) -> None:
     with serving(model, rows=1, token="秘密 secret") as address:
         for key in ("none", "", "秘密"):
@@ -440,6 +522,7 @@ def test_other_pages_may_not_call_unless_asked(server: str, model: LanguageModel
     body = {"model": "letters", "max_tokens": 1}
     for origin, status in (
         ("https://evil.example", 403), (f"http://127.0.0.1:{port}", 200), ("null", 403),
+        ("http://[", 403),
     ):  # fmt: skip
         assert call(server, "/v1/completions", body, {"Origin": origin})[0] == status
     preflight = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
@@ -476,6 +559,11 @@ def test_the_verb_drains_at_sigterm_and_says_what_is_wrong(run: Path) -> None:
     finally:
         first.kill()
         first.communicate()
+
+    hurried = serve("--port", "0")
+    assert hurried.stderr and hurried.stderr.readline().startswith("compiling")
+    hurried.send_signal(signal.SIGINT)
+    assert hurried.communicate(timeout=60)[1] == "interrupted\n" and hurried.returncode == 130
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

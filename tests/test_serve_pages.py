@@ -388,22 +388,27 @@ def test_escape_ends_it_at_the_server_too(opened: Opened, model: Model) -> None:
 @in_browser
 def test_what_the_server_refuses_is_said(opened: Opened, model: Model) -> None:
     opened.statuses = {400, 429}
-    page = opened()
+    page = opened(viewport={"width": 390, "height": 400})
+    write(page, "昔々。")
+    done(page)
+    page.evaluate("scrollTo(0, 0)")
     write(page, "400")
     done(page, "this is 400")
+    expect(page.locator("#status")).to_be_in_viewport()
+    expect(page.locator("#figures")).to_have_text("")  # those were another text's
     write(page, "429")
-    done(page, "this is 429. Try again in 3 s.")
+    done(page, "Too many are waiting. Try again in 3 s.")
     write(page, "cut")
     done(page, "the connection was lost: the text is cut short")
     page.locator("#max_tokens").fill("257")  # more than the context
     page.keyboard.press("Control+Enter")
     assert not page.evaluate("document.getElementById('left').checkValidity()")
-    assert len(model.asked) == 3
+    assert len(model.asked) == 4
     page.locator("#max_tokens").fill("9")
     page.locator("#seed").fill("7")
     write(page, "昔々。")
     done(page)
-    assert (model.asked[3]["max_tokens"], model.asked[3]["seed"]) == (9, 7)
+    assert (model.asked[4]["max_tokens"], model.asked[4]["seed"]) == (9, 7)
 
 
 @in_browser
@@ -420,11 +425,36 @@ def test_a_server_with_a_token(opened: Opened, model: Model) -> None:
     page.keyboard.press("Enter")
     expect(page.locator("#model")).to_contain_text("tales")
     expect(form).to_have_count(0)
+    expect(page.locator("#prompt")).to_be_focused()  # as before
     page.reload()
     expect(page.locator("#model")).to_contain_text("tales")
     write(page, "昔々。")
     done(page)
     assert page.evaluate("localStorage.length") == 0
+
+
+@in_browser
+def test_what_was_asked_for_is_kept(opened: Opened, runs: Path) -> None:
+    page = opened()
+    page.locator("#prompt").fill("昔々。")
+    page.locator("#temperature").fill("1.5")
+    page.locator("#seed").fill("7")
+    ways = [
+        page.reload,
+        lambda: (page.get_by_role("link").click(), page.get_by_role("link").click()),
+        lambda: (page.get_by_role("link").click(), page.go_back()),
+    ]
+    for leave_and_come_back in ways:
+        leave_and_come_back()
+        expect(page.locator("#prompt")).to_have_value("昔々。")
+        expect(page.locator("#temperature-said")).to_have_text("1.50")
+        expect(page.locator("#seed")).to_have_value("7")
+
+
+@in_browser
+def test_a_phone_is_told_of_no_keys(opened: Opened) -> None:
+    page = opened(is_mobile=True, has_touch=True)
+    expect(page.locator("#run")).to_have_text("Run", use_inner_text=True)
 
 
 @in_browser
@@ -588,6 +618,8 @@ def test_the_chart_is_read(opened: Opened, runs: Path) -> None:
     expect(readout).to_have_text("step 1one · training 9.0000")
     page.keyboard.press("End")
     expect(readout).to_have_text("step 10one · training 0.9000 · held out 2.2500")
+    covered, line = readout.bounding_box(), page.locator("#cursor").bounding_box()
+    assert covered["x"] + covered["width"] < line["x"]
     for box in ("log x", "log y"):
         page.get_by_label(box).check()
         assert "NaN" not in page.locator("svg").inner_html()

@@ -43,11 +43,13 @@ class Sampling:
             if not condition:
                 raise UserError(f"{key} is {getattr(self, key)!r}; it must be {wanted}")
 
-        must(0 <= self.temperature < math.inf, "temperature", "0 (greedy) or a positive number")
+        # The two that divide logits: beyond, numbers of 32 bits may overflow.
+        positive = self.temperature or 1  # 0 divides nothing
+        must(1e-6 <= positive <= 100, "temperature", "0 (greedy), or from 1e-6 to 100")
         must(self.top_k >= 0, "top_k", "0 (all) or more")
         must(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
         must(0 <= self.min_p <= 1, "min_p", "from 0 to 1")
-        must(0 < self.repetition_penalty < math.inf, "repetition_penalty", "a positive number")
+        must(1e-6 <= self.repetition_penalty <= 100, "repetition_penalty", "from 1e-6 to 100")
         must(self.max_new_tokens >= 1, "max_new_tokens", "at least 1")
         must(
             not isinstance(self.stop, str) and all(self.stop), "stop", "strings, none of them empty"

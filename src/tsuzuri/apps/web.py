@@ -78,4 +78,4 @@ def called_by_name(called: str, host: str) -> bool:
 
 def from_here(origin: str, called: str) -> bool:
     """Whether an Origin header is of the address that was called."""
-    return bool(called) and urlsplit(origin).netloc == called
+    return bool(called) and origin.partition("://")[2] == called

@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from tsuzuri.apps.serve.engine import News
@@ -83,7 +84,7 @@ def read(body: bytes, model: str, tokenizer: Tokenizer, context: int, most: int)
     fields = _Fields(_object(body))
     name = fields.take("model", str, "a string", required=True)
     if name != model:
-        message = f"there is no model '{name}' here; this server has '{model}'"
+        message = f"there is no model '{name[:100]}' here; this server has '{model}'"
         raise Refused(404, message, "model", "model_not_found")
     n = fields.take("n", int, "a whole number", 1)
     max_tokens = fields.take("max_tokens", int, "a whole number", 16)
@@ -91,13 +92,14 @@ def read(body: bytes, model: str, tokenizer: Tokenizer, context: int, most: int)
     prompt = fields.take("prompt", object, "", "")
     stop = fields.take("stop", object, "", [])
     stop = [stop] if isinstance(stop, str) else stop
-    seed = fields.take("seed", int, "a whole number", secrets.randbelow(2**31))
-    options = fields.take("stream_options", dict, "an object", {})
+    seed = fields.take("seed", int, "an integer of 64 bits", secrets.randbelow(2**31))
+    options = _Fields(fields.take("stream_options", dict, "an object", {}))
     request = {
         "stream": fields.take("stream", bool, "true or false", False),
         "echo": fields.take("echo", bool, "true or false", False),
-        "usage_in_stream": options.get("include_usage") is True,
+        "usage_in_stream": options.take("include_usage", bool, "true or false", False),
     }
+    options.end()
     sampling = {
         name: fields.take(name, kind, what, default)
         for name, kind, what, default in (
@@ -121,7 +123,6 @@ def read(body: bytes, model: str, tokenizer: Tokenizer, context: int, most: int)
     must(1 <= n <= most, "n", f"from 1 to {most}")
     must(max_tokens >= 0, "max_tokens", "0 or more")
     must(logprobs is None or 0 <= logprobs <= ALTERNATIVES, "logprobs", f"from 0 to {ALTERNATIVES}")
-    must(-(2**63) <= seed < 2**63, "seed", "an integer of 64 bits")
     must(
         isinstance(stop, list)
         and len(stop) <= _MOST_STOPS
@@ -168,7 +169,8 @@ class _Fields:
             return default
         if kind is float and isinstance(value, int) and abs(value) < 2**53:
             value = value if isinstance(value, bool) else float(value)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind in (int, float)):
+        fits = isinstance(value, kind) and not (isinstance(value, bool) and kind in (int, float))
+        if not fits or (kind is int and not -(2**63) <= value < 2**63):
             raise Refused(400, f"{key} must be {what}", key, "invalid_type")
         return value
 
@@ -288,7 +290,8 @@ class Answer:
         }
 
     def _object(self, choices: list[Any], usage: dict[str, int] | None) -> dict[str, Any]:
-        told = {} if usage is None else {"usage": usage}
+        # In a stream whose usage was asked for, it is null up to the last one.
+        told = {"usage": usage} if usage or self._request.usage_in_stream else {}
         return {
             "id": self._id,
             "object": "text_completion",
@@ -322,16 +325,21 @@ class _Choice:
         for token, score in zip(ids, scores, strict=True):
             start = self._decoded
             self._decoded += len(self._decoder.decode(self._tokenizer.decode_bytes([token])))
-            if token != self._tokenizer.end_of_text:
-                self._tokens.append((start, max(self._decoded, start + 1), token, score))
+            least = start + (token != self._tokenizer.end_of_text)  # that one has no characters
+            self._tokens.append((start, max(self._decoded, least), token, score))
+        if finish == "end_of_text":  # what ended the text is no part of it
+            self._tokens.pop()
 
     def piece(self, index: int) -> dict[str, Any] | None:
         """What is new, as a choice of the API; None where that is nothing."""
         # A token is told with the last of its characters: not before, where a stop string may yet
         # take it away.
-        told = [
-            t for t in self._tokens if t[1] <= self._length or (self.finish and t[0] < self._length)
-        ]
+        told = list(
+            takewhile(
+                lambda t: t[1] <= self._length or (self.finish and t[0] < self._length),
+                self._tokens,
+            )
+        )
         if not (self._text or told or (self.finish and not self._told_finish)):
             return None
         text, self._text, self._told_finish = self._text, "", bool(self.finish)

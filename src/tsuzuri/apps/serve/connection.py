@@ -1,7 +1,8 @@
 """uvicorn's HTTP connection, with a time limit for the headers of a request.
 
 uvicorn ends a connection that is idle between two requests, but not one that sends its headers a
-byte at a time (Slowloris): those are ended here.
+byte at a time (Slowloris), nor one that was answered early and goes on with its body: those are
+ended here.
 """
 
 import asyncio
@@ -31,8 +32,8 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def _watch(self) -> None:
-        """Starts the clock where headers are waited for, and stops it where they have come."""
-        waits = self.conn.their_state is h11.IDLE
+        """Starts the clock where nothing is to be answered, stops it where headers have come."""
+        waits = self.conn.our_state in (h11.IDLE, h11.DONE)
         if waits and not self._too_late:
             self._too_late = self.loop.call_later(self._seconds, self._end)
         elif not waits and self._too_late:

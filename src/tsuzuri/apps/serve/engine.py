@@ -81,16 +81,19 @@ class Engine:
         self._waiting: deque[_Job] = deque()
         self._inside: dict[Text, _Job] = {}
         self._changed = threading.Condition()  # holds what the thread and the others share
-        self._closing = False
+        self._scoring = threading.Lock()  # a pass over a whole context at a time: each takes room
+        self._closing = self._failed = False
         self._step_seconds = _CALL  # one token of every text, lately
         self._text_seconds = 1.0  # a text in the batch, lately
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
-    def start(self) -> None:
-        """Compiles all programs, and begins."""
+    def compile(self) -> None:
+        """Compiles all programs."""
         for batch in self._batches:
             batch.warm_up()
         self.scores([0, 0])
+
+    def start(self) -> None:
         self._thread.start()
 
     def close(self) -> None:
@@ -121,6 +124,8 @@ class Engine:
                 turns = len(self._waiting) / self._rows
                 raise Busy(min(1 + round(turns * self._text_seconds), 60))
             self._waiting += [_Job(text, n, tell) for n, text in enumerate(texts)]
+            if self._failed:
+                self._fail()
             self._changed.notify()
 
     def cancel(self, texts: Sequence[Text]) -> None:
@@ -132,13 +137,30 @@ class Engine:
 
     def scores(self, ids: Sequence[int]) -> list[Score]:
         """What the model holds of each token but the first."""
-        return scores(self._model.model_config, self._model.params, ids, self.context)
+        with self._scoring:
+            return scores(self._model.model_config, self._model.params, ids, self.context)
 
     def _batch(self, rows: int) -> Batch:
         of_model = self._model.model_config, self._model.params, self._model.tokenizer
         return Batch(*of_model, rows, slots=self.context)
 
     def _run(self) -> None:
+        try:
+            self._write()
+        except Exception:  # not even an empty batch can be made: whoever looks after it is to act
+            logging.getLogger("tsuzuri").exception("no more texts can be written")
+            with self._changed:
+                self._failed = True
+                self._fail()
+
+    def _fail(self) -> None:
+        """Tells all who wait that nothing will come."""
+        for job in [*self._inside.values(), *self._waiting]:
+            job.tell([News(job.index, "", [], [], "failed")])
+        self._inside.clear()
+        self._waiting.clear()
+
+    def _write(self) -> None:
         while True:
             with self._changed:
                 while not (self._waiting or self._inside):

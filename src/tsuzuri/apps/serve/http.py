@@ -25,6 +25,7 @@ from tsuzuri.apps.serve.completions import Answer, Refused, Request
 from tsuzuri.apps.serve.engine import Busy, Engine, News
 from tsuzuri.apps.serve.metrics import Metrics
 from tsuzuri.errors import RunError, UserError
+from tsuzuri.generate import Score
 from tsuzuri.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -74,24 +75,30 @@ def serve(
             say(f"{where} is the playground, {where}/runs the runs, {where}/v1 the API; "
                 "Ctrl-C ends it")  # fmt: skip
 
+        say("compiling what writes: seconds, the first time a minute or more")
+        try:
+            served = app(model, host=host, ready=ready, **options)
+        except UserError:
+            raise
+        except Exception as error:  # out of memory, for one
+            said = str(error).partition("\n")[0]
+            raise RunError(
+                f"this model cannot be served ({said}); try fewer --rows or a --context-length"
+            ) from error
         config = uvicorn.Config(
-            app(model, host=host, ready=ready, **options),
+            served,
             http=partial(Connection, SECONDS),  # type: ignore[arg-type]
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=_DRAIN,
         )
-        say("compiling what writes: seconds, the first time a minute or more")
         # uvicorn drains at SIGTERM, and then has the handler before its own called.
         before = signal.signal(signal.SIGTERM, lambda *_: None)
-        server = uvicorn.Server(config)
         try:
             with suppress(KeyboardInterrupt):
-                server.run(sockets=[listening])
+                uvicorn.Server(config).run(sockets=[listening])
         finally:
             signal.signal(signal.SIGTERM, before)
-        if not server.started:  # what uvicorn logs says why: out of memory, for one
-            raise RunError("the server could not start; try fewer --rows or a --context-length")
 
 
 def app(
@@ -107,7 +114,7 @@ def app(
     context: int = 0,
     ready: Callable[[], None] = lambda: None,
 ) -> "Starlette":
-    """All that is served.
+    """All that is served; what writes is compiled here, where Ctrl-C still ends it.
 
     Args:
       name: what the model is called; its run folder's name by default.
@@ -117,7 +124,7 @@ def app(
       cors: the origins of other pages that may call it.
       rows: texts that are written at the same time; `queue`: those that wait beside them.
       context: the most tokens of a prompt and its continuation; by default the model's, or 4096.
-      ready: called when all is compiled.
+      ready: called when it is served.
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -129,6 +136,7 @@ def app(
     name = name or model.run.resolve().name
     context = min(context or 4096, model.model_config.context_length)
     engine = Engine(model, rows, queue, context)
+    engine.compile()
     metrics = Metrics(engine)
 
     async def models(request: "HttpRequest") -> "Response":
@@ -148,22 +156,32 @@ def app(
     async def figures(request: "HttpRequest") -> PlainTextResponse:
         return PlainTextResponse(metrics.text(), media_type=metrics.media_type)
 
+    scoring = 0  # requests whose prompts are scored, or wait for it
+
+    async def scores(prompts: list[list[int]]) -> list[list[Score]]:
+        nonlocal scoring
+        if scoring > queue:
+            raise Busy(1)
+        scoring += 1
+        try:
+            start = model.tokenizer.begin_of_text
+            return [await asyncio.to_thread(engine.scores, [start, *ids]) for ids in prompts]
+        finally:
+            scoring -= 1
+
     async def complete(http: "HttpRequest") -> "Response":
         body = await _body(http)
         most = min(_MOST_TEXTS, rows + queue)  # more could never be taken
         request = completions.read(body, name, model.tokenizer, context, most)
-        scored = []
-        if request.echo and request.logprobs is not None:
-            start = model.tokenizer.begin_of_text
-            for ids in request.prompts:
-                scored.append(await asyncio.to_thread(engine.scores, [start, *ids]))
+        wanted = request.echo and request.logprobs is not None
+        scored = await scores(request.prompts) if wanted else []
         answer = Answer(request, name, model.tokenizer, scored)
         job = _Job(request, answer, engine, model, metrics)  # refused here, if there is no room
         return await job.stream() if request.stream else await job.whole(http)
 
     @asynccontextmanager
     async def running(_: Any) -> AsyncIterator[None]:
-        await asyncio.to_thread(engine.start)
+        engine.start()
         ready()
         yield
         await asyncio.to_thread(engine.close)
@@ -289,6 +307,8 @@ async def _body(http: "HttpRequest") -> bytes:
     Raises:
       Refused: it is too long, or does not come.
     """
+    from starlette.requests import ClientDisconnect
+
     close = {"Connection": "close"}  # what is left of it is not read
     too_long = Refused(413, f"a body has at most {MOST_BYTES} bytes", headers=close)
     length = http.headers.get("content-length", "")
@@ -303,6 +323,8 @@ async def _body(http: "HttpRequest") -> bytes:
                     raise too_long
     except TimeoutError:
         raise Refused(408, f"the body did not come within {SECONDS} s", headers=close) from None
+    except ClientDisconnect:
+        raise Refused(400, "the body broke off", headers=close) from None  # nobody reads it
     return bytes(body)
 
 
@@ -345,9 +367,11 @@ class _Guard:
 
 
 def _refusal(refused: Refused) -> "Response":
-    from starlette.responses import JSONResponse
+    from starlette.responses import Response
 
-    return JSONResponse(refused.body, refused.status, refused.headers)
+    # As ASCII: half a surrogate pair in what was asked is no reason to fail.
+    text = json.dumps(refused.body)
+    return Response(text, refused.status, refused.headers, "application/json")
 
 
 def _refuse(request: "HttpRequest", error: Exception) -> "Response":
