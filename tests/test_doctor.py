@@ -1,7 +1,10 @@
 """The doctor: faults that are made here on purpose are found, and nothing is changed by looking."""
 
 import hashlib
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -73,18 +76,44 @@ def test_right_and_wrong_numbers_are_told_apart(monkeypatch):
 def test_this_machine_is_well(no_training, tmp_path, capsys):
     assert all(finding.state != "wrong" for finding in examine(None, tmp_path / "a" / "cache"))
     assert not (tmp_path / "a").exists()
-    assert main(["doctor", "--run", str(tmp_path / "new")]) == 1  # there is no run
-    out = capsys.readouterr()
-    assert "is not a run folder" in out.out and "tsuzuri: wrong: run;" in out.err
-    assert len(out.out.splitlines()) == 7
+    assert main(["doctor"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 6
 
 
-def test_a_folder_that_cannot_be_written(no_training, tmp_path, capsys):
+def test_a_run_that_is_not_there(tmp_path, capsys):
+    (tmp_path / "file").write_text("in its place")
+    for run in (tmp_path / "new", tmp_path / "file", tmp_path):
+        assert main(["doctor", "--run", str(run)]) == 2
+        out = capsys.readouterr()
+        assert not out.out
+        assert out.err == f"tsuzuri: {run} is not a run folder: it holds no config.json\n"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in its place")
     for folder in (tmp_path / "file" / "run", Path("/proc/run")):
-        assert _found(folder, tmp_path, "run folder").state == "wrong"
-        assert "cannot be written" in _found(folder, tmp_path, "run folder").found
-        assert _found(None, folder, "cache").state == "warning"
+        (needed,) = doctor._folder("run folder", folder, needed=True)
+        assert needed.state == "wrong" and "cannot be written" in needed.found
+        (cache,) = doctor._folder("cache", folder, needed=False)
+        assert cache.state == "warning" and "set XDG_CACHE_HOME" in cache.found
+
+
+def test_a_platform_that_is_not_there(tmp_path):
+    """In a process of its own: JAX keeps the devices that it has found."""
+    platform = "cuda" if jax.default_backend() == "cpu" else "nonsense"
+    done = subprocess.run(
+        [sys.executable, "-m", "tsuzuri.cli", "doctor"],
+        cwd=tmp_path,
+        env=os.environ | {"JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 1
+    told = f"JAX has no {platform} here: unset JAX_PLATFORMS, or set it to cpu"
+    assert [line for line in done.stdout.splitlines() if line.startswith("wrong")] == [
+        f"wrong    {what:12} {told}" for what in ("devices", "training")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -110,11 +139,16 @@ def test_little_memory(no_training, tmp_path, monkeypatch):
 def test_a_gpu_that_jax_does_not_use(no_training, tmp_path, monkeypatch):
     if jax.default_backend() != "cpu":
         pytest.skip("JAX uses another device than the CPU")
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    for hides in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(hides, raising=False)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     found = _found(None, tmp_path, "devices")
     assert found.state == "warning"
     assert f"pip install 'jax[cuda13]=={jax.__version__}'" in found.found
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert "pip install" in _found(None, tmp_path, "devices").found  # it is JAX that lacks CUDA
+    monkeypatch.setattr(doctor, "_version", {"jax-cuda13-plugin": "0.10"}.get)
+    assert "unset CUDA_VISIBLE_DEVICES, which is '7'" in _found(None, tmp_path, "devices").found
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert "unset JAX_PLATFORMS" in _found(None, tmp_path, "devices").found
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
@@ -131,6 +165,7 @@ def test_packages_out_of_bounds(no_training, tmp_path, monkeypatch):
     found = _found(None, tmp_path, "packages")
     assert found.state == "wrong"
     assert "flax 0.1.0, needs >=0.12.8" in found.found and "tqdm is missing" in found.found
+    assert ": pip install '" in found.found and "'flax>=0.12.8" in found.found
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +224,4 @@ def test_damaged_features_config_and_tokenizer(no_training, run, tmp_path):
     (run / "config.json").write_text(config)
     shutil.rmtree(run / "tokenizer")
     assert _found(run, tmp_path, "run").state == "wrong"
+    assert "bring it back from a copy" in _found(run, tmp_path, "run").found

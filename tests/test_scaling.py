@@ -2,17 +2,20 @@
 
 import dataclasses
 import json
+import math
 import random
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from scipy.optimize import curve_fit
 
 from tsuzuri import corpus, files
 from tsuzuri.apps.scaling import figures, grid, study
-from tsuzuri.apps.scaling.fit import LAWS, Fit, fit, table
+from tsuzuri.apps.scaling import verbs as scaling
+from tsuzuri.apps.scaling.fit import LAWS, Fit, doubled, fit, table
 from tsuzuri.apps.scaling.grid import ALL, Cell, Corpus, Grid, Lengths, Size
 from tsuzuri.cli import main
 from tsuzuri.config import Config, FeaturesConfig, replace
@@ -247,6 +250,15 @@ def test_bad_input(text, tmp_path, capsys):
     assert not (tmp_path / "study" / "cells").exists()
 
 
+def test_the_config_of_a_study():
+    cfg = scaling.config_of_study({})
+    assert cfg.optim.schedule == "constant" and cfg.tokenizer.vocab_size == 2048
+    assert 40 <= cfg.steps // cfg.eval_every <= 50
+    given = {"optim.schedule": "cosine", "tokenizer.vocab_size": 512, "eval_every": 100}
+    cfg = scaling.config_of_study(given)
+    assert (cfg.optim.schedule, cfg.tokenizer.vocab_size, cfg.eval_every) == ("cosine", 512, 100)
+
+
 def test_a_grid_grows():
     small = Grid((Size(1, 8),), (ALL,))
     both = small.with_(Grid((Size(2, 8), Size(1, 8)), (), 2))
@@ -331,7 +343,26 @@ def test_the_table_stands_beside_the_papers():
     assert "0.05 to 0.15" in shown and "0.076" in shown and "1.00% of the loss" in shown
 
 
+def test_what_doubling_brings():
+    """By hand: of a pure power law, 2^-alpha of the loss stays."""
+    fits = [
+        Fit("kaplan", (0.1, 0.2, math.log(1e9), -100), {}, {}, 0, 9),  # L = (1e9 / N)^0.1
+        Fit("chinchilla", (0.3, 0.5, -100, -100, math.log(1e4)), {}, {}, 0, 9),  # L = 1e4 / D^0.5
+    ]
+    _, kaplan, chinchilla = doubled(fits, 1e5, 1e6).splitlines()
+    assert f"{10**0.4 * (2**-0.1 - 1):.3f} nats for twice the parameters, +0.000" in kaplan
+    assert f"0.000 nats for twice the parameters, {10 * (2**-0.5 - 1):.3f}" in chinchilla
+
+
 # The figures.
+
+
+def test_ticks_are_the_values_of_the_grid_and_none_covers_another():
+    axes = Figure().subplots()
+    axes.set(xscale="log", xlim=(1e4, 4e5))
+    figures._ticks(axes, [336_781, 12_473, 300_000, 37_420, 12_473])
+    shown = [label.get_text() for label in axes.get_xticklabels(which="both")]
+    assert shown == ["12k", "37k", "300k"]
 
 
 def results_of(seeds: int = 1) -> list[study.Result]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from packaging.specifiers import SpecifierSet
 
 from tsuzuri import checkpoint, corpus, features, run_folder, tokenizer
 from tsuzuri.data import Batches, Blocks
+from tsuzuri.errors import RunError, UserError
 from tsuzuri.files import read_json, sha256
 from tsuzuri.presets import preset
 from tsuzuri.sharding import one_device
@@ -49,7 +50,12 @@ def examine(run: Path | None, cache: Path) -> Iterator[Finding]:
     Args:
       run: a run folder to look into as well.
       cache: the folder of JAX's compilation cache.
+
+    Raises:
+      UserError: there is no such run folder.
     """
+    if run and not (run / "config.json").exists():
+        raise UserError(f"{run} is not a run folder: it holds no config.json")
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "packages": _packages,
         "devices": _devices,
@@ -63,7 +69,11 @@ def examine(run: Path | None, cache: Path) -> Iterator[Finding]:
         try:
             yield from check()
         except Exception as error:
-            yield Finding("wrong", name, f"{type(error).__name__}: {' '.join(str(error).split())}")
+            told = str(error)
+            if not isinstance(error, UserError | RunError):
+                told = f"{type(error).__name__}: {told}"
+            mend = "; bring it back from a copy, or train in another --run" if name == "run" else ""
+            yield Finding("wrong", name, " ".join(told.split()) + mend)
 
 
 def _packages() -> Iterator[Finding]:
@@ -79,13 +89,14 @@ def _packages() -> Iterator[Finding]:
         for extra in set(metadata("tsuzuri").get_all("Provides-Extra") or []) - _DEVELOPERS:
             if needed.marker and needed.marker.evaluate({"extra": extra}):
                 extras[extra] = extras.get(extra, True) and bool(installed)
-    wrong = [
-        f"{name} {found or 'is missing'}, needs {specifier}"
+    wrong = {
+        name: f"{name} {found or 'is missing'}, needs {specifier}"
         for name, (found, specifier) in bounds.items()
         if not specifier.contains(found or "0", prereleases=True)
-    ]
+    }
     if wrong:
-        yield Finding("wrong", "packages", f"{'; '.join(wrong)}: pip install -U tsuzuri")
+        needed = " ".join(f"'{name}{bounds[name][1]}'" for name in wrong)
+        yield Finding("wrong", "packages", f"{'; '.join(wrong.values())}: pip install {needed}")
     else:
         named = ", ".join(f"{name} {bounds[name][0]}" for name in ("Python", "jax", "flax"))
         yield Finding("ok", "packages", f"{named}, and {len(bounds) - 3} more")
@@ -94,16 +105,33 @@ def _packages() -> Iterator[Finding]:
     yield Finding("ok", "extras", (", ".join(there) or "none") + lacking)
 
 
+def _local_devices() -> list[Any]:
+    """The devices that JAX finds.
+
+    Raises:
+      RunError: JAX_PLATFORMS asks for a kind that JAX cannot use here.
+    """
+    try:
+        return jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts, wordless, that CUDA is there
+        if not (asked := os.environ.get("JAX_PLATFORMS")):
+            raise
+        raise RunError(f"JAX has no {asked} here: unset JAX_PLATFORMS, or set it to cpu") from error
+
+
 def _devices() -> Iterator[Finding]:
-    devices = jax.local_devices()
+    devices = _local_devices()
     stats = devices[0].memory_stats() or {}
     each = f", {_size(stats['bytes_limit'])} each" if "bytes_limit" in stats else ""
     kind = f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()}){each}"
     if jax.default_backend() == "cpu" and (shutil.which("nvidia-smi") or _nvidia()):
         # docs.jax.dev/en/latest/installation.html
         mend = f"pip install 'jax[cuda13]=={version('jax')}' (driver 580 or newer; else cuda12)"
+        has_cuda = _version("jax-cuda13-plugin") or _version("jax-cuda12-plugin")
+        if has_cuda and (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+            mend = f"unset CUDA_VISIBLE_DEVICES, which is {visible!r}"
         if platforms := os.environ.get("JAX_PLATFORMS"):
-            mend = f"unset JAX_PLATFORMS, which is {platforms}"
+            mend = f"unset JAX_PLATFORMS, which is {platforms!r}"
         yield Finding("warning", "devices", f"{kind}, but there is a GPU: {mend}")
     else:
         yield Finding("ok", "devices", kind)
@@ -184,6 +212,7 @@ def _run(run: Path) -> Iterator[Finding]:
 
 def _training() -> Iterator[Finding]:
     """Two steps of a tiny model on the embedded tales, and the same again for their time."""
+    _local_devices()
     cfg = preset(
         "llama",
         "tiny",

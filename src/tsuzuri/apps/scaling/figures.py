@@ -1,7 +1,7 @@
 """The three figures of a study."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,7 @@ def _loss(figure: Any, results: Sequence[Result], fits: Sequence[Fit]) -> None:
     axes.set(xscale="log", yscale="log", xlabel="D: tokens of text that the model has seen",
              ylabel="loss (nats a token)")  # fmt: skip
     axes.set_title("Lowest held-out loss", fontsize="medium")
+    _ticks(axes, corpora)
     _plain(axes.yaxis)
     _finish(axes)
 
@@ -134,6 +135,7 @@ def _gap(figure: Any, results: Sequence[Result]) -> None:
     right.set(xscale="log", xlabel="D: tokens of the corpus", ylabel="held out - train (nats)")
     right.set_title("Gap", fontsize="medium")
     for axes in (left, right):
+        _ticks(axes, [r.d for r in results])
         _finish(axes)
 
 
@@ -150,9 +152,7 @@ def _isoflop(figure: Any, curves: Sequence[dict[str, Any]]) -> None:
                   zorder=4, label="best N")  # fmt: skip
     axes.set(xscale="log", xlabel="N: parameters without embeddings", ylabel="loss (nats a token)")
     axes.set_title("Held-out loss for the same FLOPs, on the largest corpus", fontsize="medium")
-    sizes = sorted({n for curve in curves for n in curve["n"]})
-    axes.set_xticks(sizes, [_short(n) for n in sizes])
-    axes.minorticks_off()
+    _ticks(axes, [n for curve in curves for n in curve["n"]])
     _finish(axes)
 
 
@@ -188,6 +188,16 @@ def _scientific(number: float) -> str:
     """4.6e11 as a formula"""
     digits, _, power = f"{number:.1e}".partition("e")
     return rf"${digits} \times 10^{{{int(power)}}}$"
+
+
+def _ticks(axes: Any, values: Iterable[float]) -> None:
+    """On a logarithmic axis: the very values of the grid, but for those that stand too near."""
+    shown: list[float] = []
+    for value in sorted(values):
+        if not shown or value > 1.25 * shown[-1]:
+            shown.append(value)
+    axes.set_xticks(shown, [_short(value) for value in shown])
+    axes.xaxis.minorticks_off()
 
 
 def _plain(axis: Any) -> None:

@@ -185,6 +185,18 @@ def _told(name: str, numbers: np.ndarray) -> dict[str, float]:
     return found
 
 
+def doubled(fits: Sequence[Fit], n: float, d: float) -> str:
+    """What the laws say of twice the parameters and of twice the text, for a person."""
+    lines = [f"From N = {n:,.0f} and D = {d:,.0f}, the lowest held-out loss would change by"]
+    for found in fits:
+        now, larger, longer = found.loss([n, 2 * n, n], [d, d, 2 * d])
+        lines.append(
+            f"  {found.law.capitalize():11}{larger - now:+.3f} nats for twice the parameters,"
+            f" {longer - now:+.3f} for twice the text"
+        )
+    return "\n".join(lines)
+
+
 # What the papers found, to stand beside: Kaplan et al., table 2 (D is in tokens of a BPE of 50,257,
 # WebText2); Hoffmann et al., section D.3 and, for a, table 2 (MassiveText).
 PAPERS = {

@@ -10,8 +10,10 @@ from tsuzuri.errors import RunError, UserError
 from tsuzuri.files import write_json
 from tsuzuri.verbs import changes_of, folder_of, say, start_jax
 
-SIZES = "2x32,2x64,4x96,4x128"
-HELD_OUT_TOKENS = 100_000
+# A study of a small book in about half an hour of two cores.
+SIZES = "1x32,2x48,3x64,3x96"
+HELD_OUT_TOKENS = 50_000
+VOCAB_SIZE = 2048  # of a larger one, embeddings and head would be most of the work
 _ELSEWHERE = {  # what a study sets for each cell
     "model.num_layers": "give --sizes",
     "model.embed_dim": "give --sizes",
@@ -71,7 +73,7 @@ def scaling(args: argparse.Namespace) -> None:
         except UserError as error:
             say(f"not fitted: {error}")
     if fits:
-        print("", fit.table(fits), sep="\n")
+        print("", fit.table(fits), "", fit.doubled(fits, max(n), max(d)), sep="\n")
     write_json(out / "fit.json", [dataclasses.asdict(found) for found in fits])
     for picture in figures.draw(results, fits, out):
         print(picture)
@@ -85,11 +87,13 @@ def scaling(args: argparse.Namespace) -> None:
 def config_of_study(changes: dict[str, Any]) -> Config:
     """A preset's config with what suits a study, and what was given.
 
-    The learning rate is constant, so that the losses on the way are those of shorter runs too; and
-    the held-out loss is looked at about 40 times, so that its lowest is not missed.
+    The learning rate is constant, so that the losses on the way are those of shorter runs too; the
+    held-out loss is looked at about 40 times, so that its lowest is not missed; and the vocabulary
+    is small, as the models are.
     """
     base = presets.preset(changes.get("preset", "llama"), changes.get("size", ""))
     suits: dict[str, Any] = {"optim.schedule": "constant", "sample_every": 0, "keep_checkpoints": 1}
+    suits["tokenizer.vocab_size"] = VOCAB_SIZE
     cfg = config.replace(base, suits | changes)
     every = max(10, cfg.steps // 400 * 10)
     often: dict[str, Any] = {"eval_every": every, "save_every": 10 * every}
