@@ -101,19 +101,23 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 def test_a_platform_that_is_not_there(tmp_path):
     """In a process of its own: JAX keeps the devices that it has found."""
     platform = "cuda" if jax.default_backend() == "cpu" else "nonsense"
-    done = subprocess.run(
-        [sys.executable, "-m", "tsuzuri.cli", "doctor"],
-        cwd=tmp_path,
-        env=os.environ | {"JAX_PLATFORMS": platform},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
+    other, done = (
+        subprocess.run(
+            [sys.executable, "-m", "tsuzuri.cli", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"JAX_PLATFORMS": platform},
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+        )
+        for arguments in (["generate", "run"], ["doctor"])
     )
-    assert done.returncode == 1
+    assert (other.returncode, done.returncode) == (2, 1)
     told = f"JAX has no {platform} here: unset JAX_PLATFORMS, or set it to cpu"
     assert [line for line in done.stdout.splitlines() if line.startswith("wrong")] == [
         f"wrong    {what:12} {told}" for what in ("devices", "training")
     ]
+    assert other.stderr.splitlines()[-1] == f"tsuzuri: {told}"
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
-from tsuzuri import track
+from tsuzuri import track, verbs
 from tsuzuri.errors import UserError
 from tsuzuri.files import write_json
 from tsuzuri.plots import loss_plot
@@ -69,6 +70,13 @@ def test_the_console_tells_what_is_known(capsys):
     assert "step 50/100  loss 2.5000  held-out 1.2500  12,346 tokens/s  MFU 50.0%  ETA" in said
     Console(100, show=False).log(1, {"held_out_loss": 1.0})
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tell", [Console(9).say, verbs.say])
+def test_a_message_stands_above_a_progress_bar(tell, capfd):
+    with tqdm(total=9):
+        tell("the message")
+    assert "\rthe message\n" in capfd.readouterr().err
 
 
 def test_tensorboard_reads_what_is_written(tmp_path):

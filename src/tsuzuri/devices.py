@@ -1,6 +1,10 @@
-"""Accelerators: how much they hold and how fast they are, from the makers' data sheets."""
+"""Accelerators: those of this machine, and what the makers' data sheets say of each."""
 
+import os
 from dataclasses import dataclass
+from typing import Any
+
+from tsuzuri.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -48,3 +52,21 @@ DEVICES = {
 def peak(jax_kind: str) -> float | None:
     """The FLOP/s of a device by JAX's name for it; None where it is not in the table."""
     return next((device.peak for device in DEVICES.values() if jax_kind in device.jax_kinds), None)
+
+
+def local() -> list[Any]:
+    """The devices of this machine, as JAX finds them.
+
+    Raises:
+      UserError: JAX_PLATFORMS asks for a kind that JAX cannot use here.
+    """
+    import jax
+
+    try:
+        return jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts, wordless, that CUDA is there
+        if not (asked := os.environ.get("JAX_PLATFORMS")):
+            raise
+        raise UserError(
+            f"JAX has no {asked} here: unset JAX_PLATFORMS, or set it to cpu"
+        ) from error

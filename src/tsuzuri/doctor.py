@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from tsuzuri import checkpoint, corpus, features, run_folder, tokenizer
+from tsuzuri import checkpoint, corpus, devices, features, run_folder, tokenizer
 from tsuzuri.data import Batches, Blocks
 from tsuzuri.errors import RunError, UserError
 from tsuzuri.files import read_json, sha256
@@ -105,25 +105,11 @@ def _packages() -> Iterator[Finding]:
     yield Finding("ok", "extras", (", ".join(there) or "none") + lacking)
 
 
-def _local_devices() -> list[Any]:
-    """The devices that JAX finds.
-
-    Raises:
-      RunError: JAX_PLATFORMS asks for a kind that JAX cannot use here.
-    """
-    try:
-        return jax.local_devices()
-    except (RuntimeError, AssertionError) as error:  # JAX asserts, wordless, that CUDA is there
-        if not (asked := os.environ.get("JAX_PLATFORMS")):
-            raise
-        raise RunError(f"JAX has no {asked} here: unset JAX_PLATFORMS, or set it to cpu") from error
-
-
 def _devices() -> Iterator[Finding]:
-    devices = _local_devices()
-    stats = devices[0].memory_stats() or {}
+    found = devices.local()
+    stats = found[0].memory_stats() or {}
     each = f", {_size(stats['bytes_limit'])} each" if "bytes_limit" in stats else ""
-    kind = f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()}){each}"
+    kind = f"{len(found)} x {found[0].device_kind} ({jax.default_backend()}){each}"
     if jax.default_backend() == "cpu" and (shutil.which("nvidia-smi") or _nvidia()):
         # docs.jax.dev/en/latest/installation.html
         mend = f"pip install 'jax[cuda13]=={version('jax')}' (driver 580 or newer; else cuda12)"
@@ -212,7 +198,7 @@ def _run(run: Path) -> Iterator[Finding]:
 
 def _training() -> Iterator[Finding]:
     """Two steps of a tiny model on the embedded tales, and the same again for their time."""
-    _local_devices()
+    devices.local()
     cfg = preset(
         "llama",
         "tiny",

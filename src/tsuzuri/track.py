@@ -17,6 +17,8 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Any, Protocol
 
+from tqdm import tqdm
+
 from tsuzuri.errors import RunError, UserError
 from tsuzuri.files import write_text
 
@@ -205,7 +207,8 @@ class Console:
     def _print(self, text: str, end: str = "\n") -> None:
         if self._show:
             text = f"\r\x1b[2K{text}" if self._live else text
-            print(text, end=end, file=sys.stderr, flush=True)
+            with tqdm.external_write_mode(sys.stderr):  # above a progress bar, if there is one
+                print(text, end=end, file=sys.stderr, flush=True)
 
     def _line(self, step: int, now: float) -> str:
         m = self._last

@@ -251,11 +251,11 @@ def plan(args: argparse.Namespace) -> None:
 
 def doctor(args: argparse.Namespace) -> None:
     """What this machine has, whether it computes rightly, and what to mend; of a run folder too."""
-    cache = start_jax()
     from tsuzuri import doctor as doctors
 
     wrong = []
-    for finding in doctors.examine(folder_of(args.run) if args.run else None, cache):
+    run = folder_of(args.run) if args.run else None
+    for finding in doctors.examine(run, compilation_cache()):
         print(f"{finding.state:8} {finding.what:12} {finding.found}", flush=True)
         wrong += [finding.what] if finding.state == "wrong" else []
     if wrong:
@@ -401,12 +401,16 @@ def _generate(
         print(done.prompt + done.text)
 
 
-def start_jax() -> Path:
-    """JAX with its compilation cache on disk, so that a program's second run starts at once.
+def start_jax() -> None:
+    """JAX with its devices and its compilation cache, so that a second run starts at once."""
+    from tsuzuri import devices
 
-    Returns:
-      The cache's folder.
-    """
+    compilation_cache()
+    devices.local()
+
+
+def compilation_cache() -> Path:
+    """The folder in which JAX keeps what it compiles; it is told of it here."""
     import jax
 
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tsuzuri" / "jax"
@@ -429,7 +433,10 @@ def _beam() -> Any:
 
 
 def say(message: str) -> None:
-    print(message, file=sys.stderr)
+    """A line for the user, above a progress bar, if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(message, file=sys.stderr)
 
 
 def changes_of(args: argparse.Namespace) -> dict[str, Any]:
