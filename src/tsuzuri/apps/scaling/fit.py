@@ -26,6 +26,7 @@ import numpy as np
 from tsuzuri.errors import UserError
 
 HUBER = 0.01  # of log L: from here on a residual counts as it is, not squared
+HOLDS = 0.02  # residuals, as a share of the loss, up to which a law says something of the cells
 _SAMPLES = 400
 _EXPONENTS = (0.03, 0.1, 0.3, 0.8)  # where the search begins
 
@@ -100,6 +101,10 @@ class Fit:
     intervals: dict[str, tuple[float, float]]  # of 95 %
     deviation: float  # root of the mean square of log L's residuals
     cells: int
+
+    @property
+    def holds(self) -> bool:
+        return self.deviation <= HOLDS
 
     def loss(self, n: Any, d: Any) -> np.ndarray:
         """L(N, D) in nats a token."""
@@ -186,7 +191,7 @@ def _told(name: str, numbers: np.ndarray) -> dict[str, float]:
 
 
 def doubled(fits: Sequence[Fit], n: float, d: float) -> str:
-    """What the laws say of twice the parameters and of twice the text, for a person."""
+    """What laws that hold say of twice the parameters and of twice the text, for a person."""
     lines = [f"From N = {n:,.0f} and D = {d:,.0f}, the lowest held-out loss would change by"]
     for found in fits:
         now, larger, longer = found.loss([n, 2 * n, n], [d, d, 2 * d])
@@ -221,5 +226,6 @@ def table(fits: Sequence[Fit]) -> str:
             low, high = found.intervals[key]
             interval = f"{low:.3g} to {high:.3g}"
             lines.append(f"  {key:8}{value:10.3g}{interval:>24}{PAPERS[found.law][key]:12.3g}")
-        lines += [f"  residuals {found.deviation:.2%} of the loss", ""]
+        missed = "" if found.holds else ": it does not hold here, the table says more"
+        lines += [f"  residuals {found.deviation:.2%} of the loss{missed}", ""]
     return "\n".join(lines).rstrip()

@@ -2,7 +2,8 @@
 
 All corpora of a study come from one text. The documents that are held out are the same for all, and
 in none of them. The others have one order, drawn by the seed: a corpus is the beginning of it, so a
-smaller one is a part of each larger one. A corpus of so many tokens cuts its last document.
+smaller one is a part of each larger one. A corpus of so many tokens cuts its last document. Of a
+text of few documents the end of each is held out, and passages take the place of documents.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from tsuzuri.files import write_beside, write_json
 from tsuzuri.tokenizer import Tokenizer
 
 _BATCH = 1 << 20  # characters encoded at once
+_PASSAGE = 2000  # characters
 
 
 class Size(NamedTuple):
@@ -175,6 +177,25 @@ class Lengths(NamedTuple):
                 found[part.split].append(sofar[part.split] + 1)
                 sofar[part.split] = 0
         return cls(*(np.array(found[split], np.int64) for split in ("train", "held_out")))
+
+
+def passages(parts: Iterable[Part]) -> Iterator[Part]:
+    """Cuts what is trained on into passages, each a document, at a line's end where one is near.
+
+    A book's beginning is no sample of it: each chapter has words of its own, and the last ones are
+    the nearest to the end, which is held out. So losses of beginnings follow no law.
+    """
+    for part in parts:
+        if part.split != "train":
+            yield part
+            continue
+        start = 0
+        while start < len(part.text):
+            line_end = part.text.find("\n", start + _PASSAGE, start + 2 * _PASSAGE)
+            end = start + _PASSAGE if line_end < 0 else line_end + 1
+            text = part.text[start:end]
+            yield Part("train", text, len(text.encode()), ends=True, entropy_bits=None)
+            start = end
 
 
 def chosen(corpus: Corpus, train: np.ndarray, seed: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from tsuzuri.apps.scaling.grid import Cell, Corpus, Grid, Size
 from tsuzuri.config import Config, differences, flatten, replace
 from tsuzuri.errors import RunError, UserError
 from tsuzuri.features import read_features, split_documents, training_texts
-from tsuzuri.features.splits import Part
+from tsuzuri.features.splits import Part, lengths_if_few
 from tsuzuri.files import locked, read_json, remove, write_json
 from tsuzuri.model import flops_per_token
 from tsuzuri.optim import warmup_steps
@@ -212,11 +212,12 @@ def _write_corpora(
       UserError: the text has not so much.
     """
 
-    def parts() -> Iterator[Part]:
-        def documents() -> Iterator[corpora_of.Document]:
-            return corpora_of.read(sources, cfg.text, say)
+    def documents() -> Iterator[corpora_of.Document]:
+        return corpora_of.read(sources, cfg.text, say)
 
-        return split_documents(documents, cfg.features, cfg.seed, lambda message: None)
+    def parts() -> Iterator[Part]:
+        found = split_documents(documents, cfg.features, cfg.seed, lambda message: None)
+        return grid.passages(found) if few else found
 
     folder = out / "corpora"
     missing = [c for c in wanted.corpora if not (folder / str(c) / "features.json").exists()]
@@ -224,6 +225,12 @@ def _write_corpora(
         return wanted
     if not sources:
         raise UserError(f"{', '.join(map(str, missing))}: give the text to make this corpus of")
+    few = lengths_if_few(documents, cfg.features.held_out)
+    if few and (books := [corpus for corpus in missing if corpus.unit == "books"]):
+        raise UserError(
+            f"--books {books[0].number}: a text of {len(few)} documents is too small to be counted "
+            "in books; give --tokens"
+        )
     say("counting the tokens of the text")
     lengths = grid.Lengths.of(parts(), tok)
     if not wanted.corpora:

@@ -10,7 +10,7 @@ from tsuzuri.errors import RunError, UserError
 from tsuzuri.files import write_json
 from tsuzuri.verbs import changes_of, folder_of, say, start_jax
 
-# A study of a small book in about half an hour of two cores.
+# A study of a small book in ten to twenty minutes of two cores.
 SIZES = "1x32,2x48,3x64,3x96"
 HELD_OUT_TOKENS = 50_000
 VOCAB_SIZE = 2048  # of a larger one, embeddings and head would be most of the work
@@ -73,7 +73,9 @@ def scaling(args: argparse.Namespace) -> None:
         except UserError as error:
             say(f"not fitted: {error}")
     if fits:
-        print("", fit.table(fits), "", fit.doubled(fits, max(n), max(d)), sep="\n")
+        print("", fit.table(fits), sep="\n")
+    if holding := [found for found in fits if found.holds]:
+        print("", fit.doubled(holding, max(n), max(d)), sep="\n")
     write_json(out / "fit.json", [dataclasses.asdict(found) for found in fits])
     for picture in figures.draw(results, fits, out):
         print(picture)
