@@ -209,15 +209,11 @@ def _write_corpora(
     """Writes the corpora that are not there; returns the grid with those that stand for none.
 
     Raises:
-      UserError: the text has not so much.
+      UserError: the text has not so much, or too few documents to be counted in books.
     """
 
     def documents() -> Iterator[corpora_of.Document]:
         return corpora_of.read(sources, cfg.text, say)
-
-    def parts() -> Iterator[Part]:
-        found = split_documents(documents, cfg.features, cfg.seed, lambda message: None)
-        return grid.passages(found) if few else found
 
     folder = out / "corpora"
     missing = [c for c in wanted.corpora if not (folder / str(c) / "features.json").exists()]
@@ -231,6 +227,11 @@ def _write_corpora(
             f"--books {books[0].number}: a text of {len(few)} documents is too small to be counted "
             "in books; give --tokens"
         )
+
+    def parts() -> Iterator[Part]:
+        found = split_documents(documents, cfg.features, cfg.seed, lambda message: None)
+        return grid.passages(found) if few else found
+
     say("counting the tokens of the text")
     lengths = grid.Lengths.of(parts(), tok)
     if not wanted.corpora:
