@@ -6,6 +6,7 @@ import os
 import re
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -194,6 +195,9 @@ def _records(path: Path) -> Iterator[Any]:
 
 def _at_wandb(run: Path) -> tuple[list[Any], list[dict[str, Any]]]:
     """What each start of a run told W&B of the run itself, and the lines of all of them."""
+    import wandb
+
+    wandb.teardown()  # it waits for the process that writes the files
     runs, lines = [], []
     for file in sorted(run.glob("wandb/offline-run-*/*.wandb")):
         for record in _records(file):
@@ -217,7 +221,8 @@ def test_wandb_has_the_numbers_of_all_starts_as_one_run(tmp_path, wandb_in, capf
     log.close()
     import wandb
 
-    wandb.teardown()  # the names of the folders hold seconds: another start, another second
+    wandb.teardown()
+    time.sleep(1)  # the names of the folders hold seconds: another start, another second
     id = (run / "wandb" / "id").read_text()
     wandb_in("WANDB_PROJECT", "tales")
     log = Log(run, 10, Console(9), wandb={"seed": 7})
@@ -283,7 +288,7 @@ def test_training_is_the_same_where_the_network_refuses(tmp_path, wandb_in, capf
     small |= {"batch_size": 2, "sequence_length": 32, "log_every": 1, "sample_every": 0}
     alone = train(preset("llama", steps=3, **small), tmp_path / "a", [str(text)], progress=False)
     wandb_in("WANDB_API_KEY", "x" * 40)
-    wandb_in("WANDB_INIT_TIMEOUT", "1")
+    wandb_in("WANDB_INIT_TIMEOUT", "3")
     cfg = preset("llama", steps=3, track="wandb", **small)
     followed = train(cfg, tmp_path / "b", [str(text)], progress=False)
     assert followed["parameters_sha256"] == alone["parameters_sha256"]
