@@ -377,3 +377,24 @@ def test_out_of_memory_says_what_needs_it_and_what_to_lower(tmp_path):
         r"; lower --batch-size, or raise --compute.accumulate or --mesh.fsdp",
         done.stderr.splitlines()[-1],
     )
+
+
+def test_ctrl_c_is_not_lost_while_garbage_is_collected():
+    """JAX has the collector call it; what is raised in there is printed and forgotten by Python."""
+    script = """
+import gc, signal, sys, time
+from tsuzuri import cli, verbs
+def _xla_gc_callback(phase, _):
+    if phase == "stop":
+        signal.raise_signal(signal.SIGINT)
+def doctor(args):
+    "Collects."
+    gc.callbacks.append(_xla_gc_callback)
+    gc.collect()
+    gc.callbacks.pop()
+    time.sleep(30)
+verbs.doctor = doctor
+sys.exit(cli.main(["doctor"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")

@@ -560,6 +560,20 @@ def test_the_verb_drains_at_sigterm_and_says_what_is_wrong(run: Path) -> None:
         first.kill()
         first.communicate()
 
+    cut_off = serve("--port", "0", "--rows", "1")
+    try:
+        assert cut_off.stderr and cut_off.stderr.readline().startswith("compiling")
+        address = cut_off.stderr.readline().split()[0].removeprefix("http://")
+        next(iter(client(address).completions.create(
+            model="letters", prompt="", max_tokens=CONTEXT, n=60, stream=True
+        )))  # fmt: skip
+        cut_off.send_signal(signal.SIGINT)
+        time.sleep(0.3)  # uvicorn looks ten times a second
+        cut_off.send_signal(signal.SIGINT)  # it is not to wait for them
+        assert cut_off.communicate(timeout=30)[1] == "" and cut_off.returncode == 0
+    finally:
+        cut_off.kill()
+
     hurried = serve("--port", "0")
     assert hurried.stderr and hurried.stderr.readline().startswith("compiling")
     hurried.send_signal(signal.SIGINT)

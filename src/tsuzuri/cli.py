@@ -4,9 +4,12 @@ import argparse
 import inspect
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from tsuzuri import __version__, config, verbs
@@ -23,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done; 1 it failed; 2 what was given cannot be used; 42 stopped and saved, start it again;
     130 interrupted.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     code = _run(list(sys.argv[1:] if arguments is None else arguments))
     if "tsuzuri.hosts" in sys.modules:
         from tsuzuri import hosts
@@ -30,6 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hosts.count() > 1:
             hosts.leave(code)
     return code
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C as Python has it; but while JAX is called by the garbage collector, whatever is raised
+    would be printed and lost: there it comes a moment later.
+    """
+    if frame and frame.f_code.co_name == "_xla_gc_callback":
+        threading.Timer(0.01, signal.raise_signal, [number]).start()
+    else:
+        raise KeyboardInterrupt
 
 
 def _run(arguments: list[str]) -> int:

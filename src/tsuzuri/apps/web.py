@@ -5,12 +5,19 @@ a call must be made to a number, localhost or this host's name, since other name
 point here (DNS rebinding), and from a page of that same address.
 """
 
+import asyncio
 import errno
 import ipaddress
+import logging
+import signal
 import socket
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tsuzuri.errors import UserError
+
+if TYPE_CHECKING:
+    import uvicorn
 
 # Of the pages: nothing is loaded from anywhere, and no other page may show one inside itself.
 HEADERS = {
@@ -49,6 +56,28 @@ def address(listening: socket.socket, host: str) -> str:
     """What to type into a browser."""
     port = listening.getsockname()[1]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def run(config: "uvicorn.Config", listening: socket.socket) -> None:
+    """Serves until Ctrl-C or SIGTERM; what is being answered then is ended first.
+
+    A second Ctrl-C, and the end of `config.timeout_graceful_shutdown`, cut off what is left.
+    """
+    import uvicorn
+
+    # What is cut off is no failure: it needs no traceback for each request.
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda record: (
+            not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+        )
+    )
+    # uvicorn has the handlers that were there before its own called when it has ended.
+    before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def is_local(host: str) -> bool:

@@ -13,7 +13,6 @@ and, while it works at many keys, tells {"working": share done}.
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ _TELL = 0.2  # seconds between two words about what is still worked at
 
 
 def serve(method: InputMethod, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serves the page until Ctrl-C.
+    """Serves the page until Ctrl-C or SIGTERM.
 
     Args:
       port: 0 for any that is free.
@@ -43,14 +42,13 @@ def serve(method: InputMethod, host: str, port: int, say: Callable[[str], None])
         are not installed.
     """
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError("the page needs more packages: pip install 'tsuzuri[serve]'") from error
     method.session().candidates("th")  # what is compiled is compiled before the first key
     with web.listen(host, port) as listening:
         say(f"{web.address(listening, host)} is the page; Ctrl-C ends it")
-        with suppress(KeyboardInterrupt):
-            uvicorn.Server(config(method, host)).run(sockets=[listening])
+        web.run(config(method, host), listening)
 
 
 def config(method: InputMethod, host: str) -> "uvicorn.Config":

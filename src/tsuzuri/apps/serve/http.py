@@ -11,7 +11,6 @@ Limits: 1 MiB of body, some seconds for the headers and as many for the body, a 
 import asyncio
 import hmac
 import json
-import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -92,13 +91,7 @@ def serve(
             access_log=False,
             timeout_graceful_shutdown=_DRAIN,
         )
-        # uvicorn drains at SIGTERM, and then has the handler before its own called.
-        before = signal.signal(signal.SIGTERM, lambda *_: None)
-        try:
-            with suppress(KeyboardInterrupt):
-                uvicorn.Server(config).run(sockets=[listening])
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        web.run(config, listening)
 
 
 def app(
@@ -183,7 +176,10 @@ def app(
     async def running(_: Any) -> AsyncIterator[None]:
         engine.start()
         ready()
-        yield
+        try:
+            yield
+        except asyncio.CancelledError:  # by a second Ctrl-C: nothing is waited for
+            return
         await asyncio.to_thread(engine.close)
 
     handlers = dict.fromkeys((Refused, Busy, HTTPException, 500), _refuse)
