@@ -229,7 +229,7 @@ def test_too_few_documents_and_folders_that_are_taken(tmp_path, texts):
 
 
 def test_a_worker_killed_midway_leaves_no_half_features(tmp_path):
-    """kill -9 of the worker processes: one line, and nothing is left."""
+    """kill -9 of one of the worker processes: one line, and nothing is left."""
     BYTES.save(tmp_path / "tok")
     (tmp_path / "many").mkdir()
     for number in range(40):
@@ -243,14 +243,14 @@ def test_a_worker_killed_midway_leaves_no_half_features(tmp_path):
 
     def workers():
         children = psutil.Process(process.pid).children(recursive=True)
-        return [child for child in children if "sdk_worker_main" in " ".join(child.cmdline())]
+        found = [child for child in children if "sdk_worker_main" in " ".join(child.cmdline())]
+        return [child for child in found if not child.cmdline()[0].endswith("sh")]
 
     while process.poll() is None and not workers():
         time.sleep(0.05)
     time.sleep(1.5)  # they are at work
     assert process.poll() is None and not out.exists()
-    for worker in workers():
-        worker.kill()
+    workers()[0].kill()  # DirectRunner would wait for ever for it, and then for the other
     _, said = process.communicate(timeout=240)
     assert process.returncode == 1
     assert said.strip().splitlines()[-1].startswith("tsuzuri: a Beam worker died (")

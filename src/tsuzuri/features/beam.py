@@ -33,6 +33,7 @@ from typing import Any
 
 import apache_beam as beam  # pyright: ignore[reportMissingImports]
 import numpy as np
+import psutil
 from apache_beam.io.filesystems import FileSystems  # pyright: ignore[reportMissingImports]
 from apache_beam.metrics.metric import Metrics  # pyright: ignore[reportMissingImports]
 from apache_beam.options import pipeline_options  # pyright: ignore[reportMissingImports]
@@ -417,7 +418,9 @@ def _death(how: str) -> RunError:
 
 @contextlib.contextmanager
 def _watched_workers() -> Iterator[None]:
-    """Ends a run whose worker process has died, for which DirectRunner would wait for ever."""
+    """Ends a run one of whose worker processes has died: DirectRunner would wait for ever, for that
+    one and then for those that are left.
+    """
     deaths: list[str] = []
     over = threading.Event()
     before = threading.excepthook
@@ -430,6 +433,10 @@ def _watched_workers() -> Iterator[None]:
         # SIGINT is the one thing that ends the main thread's waiting; in its clean-up it may wait
         # once more, for another worker.
         while not over.wait(2):
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+                    if "sdk_worker_main" in " ".join(process.cmdline()):
+                        process.kill()
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     threading.excepthook = notice
@@ -441,6 +448,10 @@ def _watched_workers() -> Iterator[None]:
         raise
     finally:
         over.set()
+        for thread in threading.enumerate():
+            if deaths and thread.name == "run_worker":  # each notices the end of its worker
+                with contextlib.suppress(KeyboardInterrupt):  # a last one, on its way already
+                    thread.join()
         threading.excepthook = before
 
 
