@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsuzuri.corpus import CORPORA, named
-from tsuzuri.corpus.aozora import clean, documents, judge_orthography, parse
+from tsuzuri.corpus.aozora import INDEX, clean, documents, judge_orthography, parse
 from tsuzuri.corpus.gaiji import GETA, resolve
 from tsuzuri.errors import UserError
 
@@ -158,6 +158,7 @@ def test_marks(raw, cleaned):
         ("「ｉ」の左側と下側を線で囲った記号、187-9", GETA),
         ("「にんべん＋x」、450-上-6", GETA),
         ("無い字、第3水準1-99-99", GETA),
+        ("半分の字、U+D842", GETA),
     ],
 )
 def test_gaiji(note, character):
@@ -251,8 +252,15 @@ def test_refusals(tmp_path):
         titles(tmp_path, orthography="modern")
     with pytest.raises(UserError, match="--books 0"):
         titles(tmp_path, books=0)
-    (tmp_path / "list_person_all_extended_utf8.csv").write_text("a,b\n1,2\n")
+    (tmp_path / INDEX).write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="not the site's index"):
+        titles(tmp_path)
+    with zipfile.ZipFile(tmp_path / "index.zip", "w") as archive:
+        archive.write(tmp_path / INDEX, INDEX)
+    (tmp_path / INDEX).unlink()
+    damaged = (tmp_path / "index.zip").read_bytes().replace(b"a,b\n1,2", b"a,b\n1,3")
+    (tmp_path / "index.zip").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"utf8\.csv: damaged"):
         titles(tmp_path)
 
 
@@ -272,9 +280,11 @@ def test_the_datasets_own_file(tmp_path):
         "orthography": "新字新仮名",
         "credits": "底本：本",
     }
-    path.write_bytes(gzip.compress(b'{"text": "a"}\n'))
-    with pytest.raises(UserError, match=r"jsonl\.gz:1: not a line of"):
-        list(documents(path, say=print))
+    lines = [json.dumps(rows[0] | {"text": text}) for text in (None, 5, "half \ud800")]
+    for line in ('{"text": "a"}', *lines):
+        path.write_bytes(gzip.compress(line.encode()))
+        with pytest.raises(UserError, match=r"jsonl\.gz:1: not a line of"):
+            list(documents(path, say=print))
 
 
 def test_without_a_network_the_file_to_bring_is_named(monkeypatch):

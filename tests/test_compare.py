@@ -76,6 +76,8 @@ def test_nothing_to_compare_on(tokenizers):
     for texts in ([], [""]):
         with pytest.raises(UserError, match="no text"):
             compare(tokenizers, texts)
+    with pytest.raises(UserError, match="half of a surrogate pair"):
+        compare(tokenizers, ["a\ud800"])
     [row] = compare({"words": tokenizers["words"]}, [" \n"])  # a text without a single token
     assert row.difference
 

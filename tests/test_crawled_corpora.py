@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import lzma
+import random
 import tarfile
 
 import pyarrow as pa
@@ -214,6 +215,15 @@ def test_lm1b(tmp_path):
     with pytest.raises(UserError, match=r"news\.en-00002-of-00100:2: not UTF-8 at byte 0"):
         corpus("lm1b", one)
     path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"damaged or cut short"):
+        corpus("lm1b", path)
+
+
+def test_lm1b_cut_short_inside_of_a_file(tmp_path, monkeypatch):
+    noise = random.Random(0).randbytes(50_000).hex("\n", 20)
+    monkeypatch.setitem(LM1B, "training/news.en-00003-of-00100", noise)
+    path = lm1b(tmp_path)
+    path.write_bytes(path.read_bytes()[:25_000])
     with pytest.raises(UserError, match=r"damaged or cut short"):
         corpus("lm1b", path)
 

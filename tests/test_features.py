@@ -1,6 +1,7 @@
 import itertools
 import json
 import resource
+import tracemalloc
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -201,6 +202,37 @@ def test_shorter_than_one_block(tmp_path):
     make(text, tmp_path / "f", length=20, share=0.05)
 
 
+def test_nothing_held_out_of_too_little_text(tmp_path):
+    with pytest.raises(UserError, match=r"held-out 0\.001 of so little text is nothing"):
+        make([Document("a" * 100)], tmp_path / "f", share=0.001)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_that_grows_while_it_is_read(tmp_path):
+    grown = iter([[Document("あいう" * 9)], [Document("あいう" * 9), Document("え" * 9)]])
+    cfg = FeaturesConfig(held_out=0.05)
+    with pytest.raises(UserError, match="has grown while it was read"):
+        featurize(lambda: next(grown), BYTES, tmp_path / "f", 8, cfg, 0, {}, print, False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overlapping_blocks_of_a_long_text_need_little_memory(tmp_path):
+    cfg = FeaturesConfig(held_out=0, packing="document", stride=1)
+    text = "".join(map(str, range(12_000)))
+    tracemalloc.start()
+    found = featurize(lambda: [Document(text)], BYTES, tmp_path / "f", 64, cfg, 0, {}, print, False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    train = found["splits"]["train"]
+    assert train["blocks"] == len(text) + 2 - 64 and train["tokens"] == len(text) + 1
+    columns = 2 * 4 * 65 * train["blocks"]
+    assert peak < columns * 0.6
+    rows = [pq.read_table(tmp_path / "f" / file["name"]) for file in train["files"]]
+    ids = np.concatenate([table["input_ids"].to_pylist() for table in rows])
+    stream = [0, *BYTES.encode(text), 0]
+    assert (ids == np.lib.stride_tricks.sliding_window_view(stream, 65)).all()
+
+
 @pytest.mark.parametrize("share", [-0.1, 0.6, float("nan")])
 def test_a_share_that_is_none(tmp_path, share):
     with pytest.raises(UserError, match=r"held-out .* is no share"):
@@ -268,6 +300,9 @@ def test_every_change_of_features_json_is_seen(tmp_path):
         path.write_text(content)
         with pytest.raises(UserError, match=r"features\.json"):
             read_features(tmp_path)
+    in_a_run = found | {"folder": "../elsewhere"}
+    path.write_text(json.dumps(in_a_run))
+    assert read_features(tmp_path) == in_a_run
     path.unlink()
     with pytest.raises(UserError, match="no such file"):
         read_features(tmp_path)

@@ -102,6 +102,11 @@ def test_the_same_corpus_is_reused_and_another_is_not_harmed(tmp_path):
     with pytest.raises(UserError, match=r"another corpus \(seed 0 not 1\); choose another --out"):
         prepare(never(), out, {"name": "a", "seed": 1}, said.append)
     assert fingerprint([out], TextConfig()) == before and back(out) == DOCUMENTS
+    for manifest in ("[]", "{}", '{"provenance": 3}', '{"provenance": {}}'):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "other" / "corpus.json").write_text(manifest)
+        with pytest.raises(UserError, match=r"corpus\.json: not the manifest"):
+            prepare(never(), tmp_path / "other", {}, said.append)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("years of work")
     for taken in (tmp_path / "full", tmp_path / "full" / "thesis.tex"):

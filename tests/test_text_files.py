@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import lzma
+import os
 import random
 import tarfile
 import tracemalloc
@@ -168,6 +169,46 @@ def test_absent_empty_and_nothing(tmp_path):
     assert texts(tmp_path) == ["字"], "one empty file of many is no harm"
 
 
+@pytest.mark.parametrize("codec", ["cp932", "utf-8"])
+def test_names_in_a_zip_that_does_not_say_their_encoding(tmp_path, codec):
+    """Windows in Japan writes cp932, and macOS UTF-8, without the flag for it."""
+    name = "雪国/表.txt".encode(codec)
+    content = zip_of({"x" * len(name): b"\xff"}).replace(b"x" * len(name), name)
+    (tmp_path / "a.zip").write_bytes(content)
+    assert f"{tmp_path}/a.zip/雪国/表.txt: byte 0" in refusal(tmp_path / "a.zip")
+
+
+def test_a_zip_whose_name_is_damaged_is_refused(tmp_path):
+    content = zip_of({"雪国.txt": b"abc"}).replace("雪国".encode(), b"\xff" * 6)
+    (tmp_path / "a.zip").write_bytes(content)
+    assert "a.zip: damaged" in refusal(tmp_path / "a.zip")
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "a pipe; text is read several times" in refusal(tmp_path / "pipe")
+    with pytest.raises(UserError, match="a pipe"):
+        fingerprint([tmp_path / "pipe"], TextConfig())
+
+
+def test_a_folder_in_a_circle(tmp_path):
+    (tmp_path / "a.txt").write_text("字")
+    (tmp_path / "circle").symlink_to(tmp_path)
+    (tmp_path / "itself").symlink_to("itself")
+    assert texts(tmp_path) == ["字"]
+    assert "no such file" in refusal(tmp_path / "itself")
+
+
+def test_a_file_that_vanishes_is_named(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    documents = read([tmp_path], TextConfig(), print)
+    next(documents)
+    (tmp_path / "b").unlink()
+    with pytest.raises(UserError, match="b: cannot be read"):
+        next(documents)
+
+
 def test_a_zip_with_a_password_is_refused(tmp_path):
     content = bytearray(zip_of({"a.txt": b"abc"}))
     content[6] |= 1  # the flag of encryption, in the local header and in the directory
@@ -274,6 +315,17 @@ def test_a_nul_is_named(tmp_path, encoding):
     assert "NUL at byte 8;" in refusal(path)
 
 
+def test_what_auto_would_take_for_ascii(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(("mail:\n" + JAPANESE[:20]).encode("iso2022_jp"))
+    assert "byte 6 begins Japanese in ISO-2022-JP" in refusal(path)
+    path.write_bytes(b"a \x1b[31mred\x1b[0m log")
+    assert texts(path) == ["a \x1b[31mred\x1b[0m log"]
+    path.write_bytes("abc".encode("utf-16-le"))
+    assert "NUL at byte 1" in refusal(path) and "--encoding utf-16-le" in refusal(path)
+    assert texts(path, encoding="utf-16-le") == ["abc"]
+
+
 def test_wrong_and_unknown_encodings(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text(JAPANESE, encoding="utf-8")
@@ -295,6 +347,16 @@ def test_a_separator_ends_documents(tmp_path):
     assert texts(path, document_separator=".*") == [path.read_bytes().decode()]
 
 
+def test_a_separator_that_ends_no_document_is_said(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one\n\ntwo\n")
+    assert texts(path, said=(said := []), document_separator="\n\n") == ["one", "two\n"]
+    assert said == []
+    whole = path.read_text()
+    assert texts(path, said=said, document_separator=r"\n\n") == [whole], "as shells give it"
+    assert said == [rf"{path}: the separator '\\n\\n' is nowhere in it, so it is one document"]
+
+
 @given(
     st.text("ab#\n\r\u3099", max_size=120),
     st.sampled_from(["#", "##", "#\n", "ab"]),
@@ -306,15 +368,16 @@ def test_parting_a_stream_is_parting_the_whole(text, separator, chunk, piece):
     chunks = [text[i : i + chunk] for i in range(0, len(text), chunk)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_files, "PIECE", piece)
-        documents, held = [], ""
-        for document in text_files._documents(iter(chunks), separator):
+        documents, held, said = [], "", []
+        for document in text_files._documents(iter(chunks), separator, said.append):
             assert 0 < len(document.text) <= piece
             held += document.text
             if not document.continues:
                 documents.append(held)
                 held = ""
         assert held == ""
-        plain = list(text_files._documents(iter(chunks), ""))
+        plain = list(text_files._documents(iter(chunks), "", said.append))
+    assert len(said) == (bool(text) and separator not in text)
     assert documents == _parted(text, separator)
     assert "".join(document.text for document in plain) == text
     assert [document.continues for document in plain[-1:]] == [False] * bool(text)
@@ -432,3 +495,14 @@ def test_the_fingerprint_is_of_the_contents(tmp_path):
     assert fingerprint([one], text) != first
     with pytest.raises(UserError, match="no such file"):
         fingerprint([tmp_path / "none"], text)
+
+
+def test_the_fingerprint_of_names_that_are_not_utf8(tmp_path):
+    found = []
+    for name in ("雪", "国"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / os.fsdecode(name.encode("cp932"))).write_text("字")
+        assert texts(folder) == ["字"]
+        found.append(fingerprint([folder], TextConfig()))
+    assert found[0] != found[1]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tsuzuri import tokenizer
 from tsuzuri.config import TokenizerConfig
 from tsuzuri.errors import RunError, UserError
-from tsuzuri.tokenizer import ByteTokenizer
+from tsuzuri.tokenizer import _FILE_OF, ByteTokenizer
 from tsuzuri.tokenizer.protocol import slices
 
 TEXT = (
@@ -161,6 +161,13 @@ def test_a_vocabulary_smaller_than_the_bytes():
     assert tokenizer.train(iter([TEXT]), TokenizerConfig(vocab_size=258), **quiet).vocab_size == 258
 
 
+@pytest.mark.parametrize("kind", ["bpe", "whitespace", "unigram"])
+@pytest.mark.parametrize("size", [-5, 0, 10**10])
+def test_no_size_of_a_vocabulary(kind, size):
+    with pytest.raises(UserError, match=f"vocab-size {size} is no vocabulary's"):
+        tokenizer.train(iter([TEXT]), TokenizerConfig(kind=kind, vocab_size=size), **quiet)
+
+
 @pytest.mark.parametrize("kind", ["bpe", "bytes"])
 def test_options_of_another_kind(kind):
     with pytest.raises(UserError, match=f"options are SentencePiece's; .* {kind} has none"):
@@ -264,9 +271,21 @@ def test_every_damage_is_seen(bpe, tmp_path):
 def test_no_tokenizer_there(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         tokenizer.load(tmp_path)
-    for content in ('{"kind": "words"}', "[]"):
+    (tmp_path / "run").mkdir()
+    ByteTokenizer().save(tmp_path / "run" / "tokenizer")
+    with pytest.raises(UserError, match=f"run: not a .* give {tmp_path}/run/tokenizer"):
+        tokenizer.load(tmp_path / "run")
+    for content in ('{"kind": "words"}', "[]", '{"kind": []}'):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(UserError, match="kind"):
+            tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", _FILE_OF)
+def test_a_config_that_was_emptied_by_hand(tmp_path, kind):
+    for fields in ({}, {"files": None}, {"files": ["a"]}, {"files": {}}, {"files": {"a": 3}}):
+        (tmp_path / "config.json").write_text(json.dumps({"kind": kind, **fields}))
+        with pytest.raises(UserError, match=str(tmp_path)):
             tokenizer.load(tmp_path)
 
 

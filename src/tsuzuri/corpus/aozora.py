@@ -175,10 +175,12 @@ def _read_index(source: Path) -> dict[int, str]:
     """文字遣い種別 by the work's number, from the site's index; empty where that is not there."""
     for file in containers.walk(source):
         if file.name.endswith(INDEX):
+            with containers.readable(file.name):
+                content = file.stream.read()
             try:
-                rows = csv.DictReader(io.StringIO(file.stream.read().decode("utf-8-sig")))
+                rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig")))
                 return {int(row["作品ID"]): row["文字遣い種別"] for row in rows}
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, TypeError, csv.Error) as error:
                 raise UserError(f"{file.name}: not the site's index of works ({error})") from error
     return {}
 
@@ -191,7 +193,7 @@ def _from_hub() -> Iterator[Document]:
     for row in hub.rows(HUB, None, "train", bring=bring):
         try:
             yield _from_row(row)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{HUB}: its rows have changed ({error}); {bring}") from error
 
 
@@ -206,6 +208,7 @@ def _from_lines(file: containers.File) -> Iterator[Document]:
 
 
 def _from_row(row: Any) -> Document:
+    """The work in a row; ValueError, KeyError or TypeError where it is no such row."""
     meta = row["meta"]
     metadata = {
         "title": meta["作品名"],
@@ -213,4 +216,5 @@ def _from_row(row: Any) -> Document:
         "orthography": meta["文字遣い種別"],
         "credits": row["footnote"],
     }
+    str.encode(row["text"])  # which refuses half of a surrogate pair, and what is no string
     return Document(row["text"], {key: value for key, value in metadata.items() if value})

@@ -20,6 +20,9 @@ from typing import IO, NamedTuple, cast
 
 from tsuzuri.errors import RunError, UserError
 
+_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
+_DAMAGED += (UnicodeDecodeError,)  # of a name in a zip
+
 
 class File(NamedTuple):
     """A file as the walk meets it; its stream is good until the next one is asked for.
@@ -61,11 +64,13 @@ def paths(source: Path) -> list[Path]:
     """The files on disk that `source` stands for: itself, or all that a folder holds, sorted.
 
     Raises:
-      UserError: the path is absent, or a folder holds no file.
+      UserError: the path is absent or a pipe, or a folder holds no file.
     """
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
     if not source.is_dir():
+        if source.is_fifo():
+            raise UserError(f"{source}: a pipe; text is read several times, so write it to a file")
         return [source]
     inside = sorted(source.rglob("*"))
     found = [path for path in inside if path.is_file() and not _hidden(path.relative_to(source))]
@@ -81,7 +86,7 @@ def readable(name: str | Path) -> Iterator[None]:
         yield
     except (UserError, RunError):
         raise
-    except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError) as error:
+    except _DAMAGED as error:
         raise UserError(f"{name}: damaged or cut short ({error}); fetch or pack it anew") from error
     except RuntimeError as error:  # how zipfile refuses, say a password
         raise UserError(f"{name}: cannot be unpacked ({error})") from error
@@ -122,7 +127,7 @@ def _unpack(name: str, inner: str, stream: IO[bytes]) -> Iterator[File]:
             case ".zip":
                 with seekable(stream) as content, zipfile.ZipFile(content) as archive:
                     for info in archive.infolist():
-                        member = PurePosixPath(info.filename)
+                        member = _name(info)
                         if not info.is_dir() and not _hidden(member):
                             with archive.open(info) as file:
                                 yield from _unpack(f"{name}/{member}", member.name, file)
@@ -137,6 +142,16 @@ def _unpack(name: str, inner: str, stream: IO[bytes]) -> Iterator[File]:
                     pass
             case suffix:
                 yield File(name, suffix, stream)
+
+
+def _name(info: zipfile.ZipInfo) -> PurePosixPath:
+    """A name in a zip: UTF-8 if it says so; else often that or, from Windows in Japan, cp932."""
+    name = info.filename
+    if not info.flag_bits & 0x800:  # zipfile has read it as cp437, in which any byte is a character
+        for codec in ("utf-8", "cp932"):
+            with contextlib.suppress(UnicodeError):
+                return PurePosixPath(name.encode("cp437").decode(codec))
+    return PurePosixPath(name)
 
 
 def _hidden(path: Path | PurePosixPath) -> bool:

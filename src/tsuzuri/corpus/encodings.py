@@ -3,6 +3,7 @@
 import codecs
 import collections
 import io
+import re
 from collections.abc import Callable, Iterator
 from typing import IO
 
@@ -54,7 +55,7 @@ def decode(file: File, encoding: str, say: Callable[[str, str], None]) -> Iterat
             ) from error
         if "\0" in characters:
             at = begin + len(characters[: characters.index("\0")].encode(codec))
-            raise UserError(f"{file.name}: a NUL at byte {at}; it is no text file")
+            raise _nul(file.name, at)
         yield characters
         offset += len(chunk)
 
@@ -72,11 +73,11 @@ def _codec(
 ) -> tuple[str, bytes]:
     """The codec of a file that begins with `sample`, and the byte order mark to drop.
 
-    `auto` takes a byte order mark's word; then UTF-8, where all of the sample is valid; then the
-    one of cp932 and EUC-JP that decodes it strictly with at least a tenth of what is not ASCII
-    being full-width kana. Both cannot be: such kana begin with the bytes 82 and 83 in cp932, which
-    EUC-JP never uses. Text without kana, such as half-width katakana or a few accented letters,
-    decodes as many things and is nobody's guess.
+    `auto` takes a byte order mark's word; then UTF-8, where all of the sample is valid, but for
+    ISO-2022-JP, whose bytes are ASCII's; then the one of cp932 and EUC-JP that decodes it strictly
+    with at least a tenth of what is not ASCII being full-width kana. Both cannot be: such kana
+    begin with the bytes 82 and 83 in cp932, which EUC-JP never uses. Text without kana, such as
+    half-width katakana or a few accented letters, decodes as many things and is nobody's guess.
     """
     mark = next((mark for mark in _MARKS if sample.startswith(mark)), b"")
     wanted = encoding.lower().replace("_", "-")
@@ -106,6 +107,11 @@ def _codec(
 
 def _detect(sample: bytes, name: str) -> str:
     final = len(sample) < _SAMPLE
+    if sample.isascii() and (jis := re.search(rb"\x1b\$[@B]", sample)):
+        raise UserError(
+            f"{name}: byte {jis.start()} begins Japanese in ISO-2022-JP (JIS), which is not read "
+            "here; make it UTF-8, such as by iconv -f ISO-2022-JP -t UTF-8"
+        )
 
     def decode(codec: str) -> str:
         return codecs.getincrementaldecoder(codec)("strict").decode(sample, final)
@@ -116,7 +122,7 @@ def _detect(sample: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         offset = error.start
     if (nul := sample.find(0)) >= 0:
-        raise UserError(f"{name}: a NUL at byte {nul}; it is no text file")
+        raise _nul(name, nul)
     for codec in ("cp932", "euc_jp"):
         try:
             characters = decode(codec)
@@ -131,4 +137,11 @@ def _detect(sample: bytes, name: str) -> str:
     raise UserError(
         f"{name}: byte {offset} is not UTF-8, and which other encoding it is cannot be told; "
         f"give --encoding, one of {', '.join(ENCODINGS)}"
+    )
+
+
+def _nul(name: str, at: int) -> UserError:
+    return UserError(
+        f"{name}: a NUL at byte {at}; it is no text file, or UTF-16 without a byte order mark, "
+        "which --encoding utf-16-le or utf-16-be reads"
     )

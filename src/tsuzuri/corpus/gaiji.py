@@ -48,7 +48,7 @@ def resolve(note: str) -> str:
             return code.decode("euc_jis_2004")
         except ValueError:
             return GETA
-    if point := re.search(r"U\+([0-9A-F]{4,5})\b", plain):
+    if point := re.search(r"U\+((?!D[89A-F]..\b)[0-9A-F]{4,5})\b", plain):  # no surrogate
         return chr(int(point[1], 16))
     if kana := re.search("＃(濁点付き)?(小書き)?(?:平仮名|片仮名)(.)", note):
         voiced, small, character = kana.groups()

@@ -57,14 +57,15 @@ def _sentences(source: Path, split: str) -> Iterator[Document]:
         if not _FILES[split].search(file.name):
             continue
         met = True
-        for number, line in enumerate(file.stream, 1):
-            try:
-                yield from pieces(line.decode().rstrip("\n"))
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{file.name}:{number}: not UTF-8 at byte {error.start} of the line; "
-                    "a line is a sentence"
-                ) from error
+        with containers.readable(file.name):
+            for number, line in enumerate(file.stream, 1):
+                try:
+                    yield from pieces(line.decode().rstrip("\n"))
+                except UnicodeDecodeError as error:
+                    raise UserError(
+                        f"{file.name}:{number}: not UTF-8 at byte {error.start} of the line; "
+                        "a line is a sentence"
+                    ) from error
     if not met:
         example = {"train": "news.en-00001-of-00100", "test": "news.en.heldout-00000-of-00050"}
         raise UserError(f"{source}: no file of the split {split}, such as {example[split]}, in it")

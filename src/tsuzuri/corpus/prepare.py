@@ -60,12 +60,17 @@ def _reuse(out: Path, provenance: Mapping[str, Any], say: Callable[[str], None])
     if not (out / MANIFEST).is_file():
         raise UserError(f"{out}: not empty, and not a corpus; choose another --out")
     manifest = read_json(out / MANIFEST)
-    held = manifest["provenance"]
+    try:
+        held, count = dict(manifest["provenance"]), int(manifest["documents"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{out / MANIFEST}: not the manifest of a prepared corpus; choose another --out"
+        ) from error
     if held != provenance:
         keys = sorted(key for key in {**held, **provenance} if held.get(key) != provenance.get(key))
         differences = ", ".join(f"{key} {held.get(key)} not {provenance.get(key)}" for key in keys)
         raise UserError(f"{out}: holds another corpus ({differences}); choose another --out")
-    say(f"{out}: holds this corpus already, {manifest['documents']:,} documents; nothing is done")
+    say(f"{out}: holds this corpus already, {count:,} documents; nothing is done")
     return manifest
 
 

@@ -6,6 +6,7 @@ whole but a piece, so files of any size pass through in bounded memory.
 
 import hashlib
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,8 +33,9 @@ def read(
     """Yields the documents of files, folders and archives, in the order given, cleaned as asked.
 
     - A text file, whatever its name, is one document; or several, where `text.document_separator`
-      ends each. The separator is dropped, and one newline right after it. The text is otherwise as
-      it was, newlines included; only a byte order mark is dropped, and that is said.
+      ends each. The separator is dropped, and one newline right after it; that it is nowhere is
+      said. The text is otherwise as it was, newlines included; only a byte order mark is dropped,
+      and that is said.
     - .jsonl (UTF-8) holds a document a line, in `text.field`; its other strings are metadata.
     - .parquet holds a document a row, in the column `text.field`.
     - A folder that `prepare` wrote gives back its documents as they were, once its files are found
@@ -96,7 +98,8 @@ def fingerprint(sources: Sequence[str | Path], text: TextConfig) -> str:
         manifest = source / MANIFEST
         for path in [manifest] if manifest.is_file() else containers.paths(source):
             with containers.readable(path):
-                total.update(f"{path.relative_to(source)} {sha256(path)}\n".encode())
+                name = os.fsencode(path.relative_to(source))  # which need not be UTF-8
+                total.update(name + f" {sha256(path)}\n".encode())
     return total.hexdigest()
 
 
@@ -177,26 +180,33 @@ def read_shard(
                             yield from _parquet(file.name, file.stream, text.field)
                         case _:
                             chunks = decode(file, text.encoding, say)
-                            yield from _documents(chunks, text.document_separator)
+                            heard = partial(say, file.name)
+                            yield from _documents(chunks, text.document_separator, heard)
 
 
-def _documents(chunks: Iterable[str], separator: str) -> Iterator[Document]:
+def _documents(
+    chunks: Iterable[str], separator: str, say: Callable[[str], None]
+) -> Iterator[Document]:
     """Parts a stream of text at the separator, and long documents into pieces."""
     # A separator at the end of what has been read waits: its newline may come with the next chunk.
     end = re.compile(re.escape(separator) + r"(?:\r?\n|(?!\r?\Z))")
     reserve = len(separator) + 2  # characters that may yet turn out to be a separator and newline
-    rest = ""
+    rest, met = "", False
     for chunk in chunks:
         rest += chunk
         if separator:
             *whole, rest = end.split(rest)
+            met = met or bool(whole)
             for document in whole:
                 yield from pieces(document)
         while len(rest) > PIECE + reserve:
             cut = _cut(rest, 0)
             yield Document(rest[:cut], continues=True)
             rest = rest[cut:]
-    for document in rest.split(separator) if separator else [rest]:
+    last = rest.split(separator) if separator else [rest]
+    if separator and rest and not met and len(last) == 1:
+        say(f"the separator {separator!r} is nowhere in it, so it is one document")
+    for document in last:
         yield from pieces(document)
 
 

@@ -67,8 +67,8 @@ def featurize(
       in UTF-8, and `entropy_bits` is null unless every document knows its own.
 
     Raises:
-      UserError: there is no text, or less than one block; `out` is taken; the packing's numbers
-        contradict each other; see split_documents.
+      UserError: there is no text, less than one block, or nothing to hold out; `out` is taken; the
+        packing's numbers contradict each other; see split_documents.
       RunError: the disk is full, or `out` cannot be written.
     """
     from tqdm import tqdm
@@ -122,7 +122,7 @@ def check_features(
     """Refuses splits that nothing can be trained on, and says what was dropped.
 
     Raises:
-      UserError: no text; less than a block.
+      UserError: no text; less than a block; nothing held out, though a share was asked for.
     """
     if not any(split["documents"] for split in splits.values()):
         raise UserError("there is no text to make features of: no document, or only empty ones")
@@ -138,6 +138,10 @@ def check_features(
     if not splits["train"]["blocks"]:
         raise UserError(
             f"no block has --features.min-length {packing.min_length} tokens; give a smaller one"
+        )
+    if cfg.held_out > 0 and not splits["held_out"]["blocks"]:
+        raise UserError(
+            f"--features.held-out {cfg.held_out} of so little text is nothing; give a larger share"
         )
 
 

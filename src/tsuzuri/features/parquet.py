@@ -49,7 +49,7 @@ def describe(
 
 
 def read_features(folder: Path) -> dict[str, Any]:
-    """Reads features.json.
+    """Reads the features.json of a features folder; or a run's, which also says their `folder`.
 
     Raises:
       UserError: it is absent, damaged, or of another version.
@@ -177,9 +177,13 @@ class Writer:
     def add(self, part: Part, ids: np.ndarray) -> None:
         """Takes the next part of a document, and its ids."""
         self._count(counts_of(part, ids, self._tokenizer))
-        self._packer.add(ids, part.ends)
-        if self._packer.waiting > max(_ROW_GROUP, self._packing.length):
-            self._write(self._packer.take())
+        # Where blocks overlap, they hold many times the ids that are put into them.
+        step = max(1, _ROW_GROUP * self._packing.stride // self._packing.length)
+        for start in range(0, max(1, len(ids)), step):
+            ends = part.ends and start + step >= len(ids)
+            self._packer.add(ids[start : start + step], ends)
+            if self._packer.waiting > max(_ROW_GROUP, self._packing.length):
+                self._write(self._packer.take())
 
     def close(self) -> dict[str, Any]:
         """Writes what is left; returns the split's entry in features.json."""
@@ -212,5 +216,5 @@ class Writer:
 
 
 def _fingerprint(features: Mapping[str, Any]) -> str:
-    content = {key: value for key, value in features.items() if key != "fingerprint"}
+    content = {key: features[key] for key in features if key not in ("fingerprint", "folder")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

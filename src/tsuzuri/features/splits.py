@@ -57,7 +57,8 @@ def split_documents(
     document of its own.
 
     Raises:
-      UserError: the share is no share; a text holds half of a surrogate pair.
+      UserError: the share is no share; a text holds half of a surrogate pair; the corpus has
+        changed since it was counted.
     """
     if not 0 <= cfg.held_out <= 0.5:
         raise UserError(f"--features.held-out {cfg.held_out} is no share from 0 to 0.5")
@@ -65,7 +66,7 @@ def split_documents(
     if few:
         say(
             f"documents: {len(few)}, too few to hold out whole ones; "
-            f"the last {cfg.held_out:.0%} of each is held out"
+            f"the last {100 * cfg.held_out:g}% of each is held out"
         )
     index = empty = 0  # the document, counting from 0; the empty documents before it
     start = cut = 0  # characters of the document before this piece; where its held-out end begins
@@ -77,6 +78,8 @@ def split_documents(
                 split = "held_out" if held_out(seed, index, cfg.held_out) else "train"
                 yield _part(split, text, ends, entropy, index)
             else:
+                if index == len(few):
+                    raise UserError("the text has grown while it was read; begin again")
                 if start == 0:
                     cut = few[index] - round(few[index] * cfg.held_out)
                 if start <= cut < start + len(text):

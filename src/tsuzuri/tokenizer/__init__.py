@@ -31,6 +31,7 @@ _FILE_OF = {
     "huggingface": "huggingface",
     "first-two": "first_two",
 }
+_LARGEST = 1 << 20  # tokens of a vocabulary: four times the largest in use
 _NAMES = ("bytes", "gpt2", "r50k", "cl100k", "o200k")
 
 
@@ -42,9 +43,14 @@ def train(
     The same texts give the same tokenizer.
 
     Raises:
-      UserError: the vocabulary cannot hold what it must; there is no text; the text holds half of a
-        surrogate pair; the options do not suit the kind.
+      UserError: the vocabulary cannot hold what it must, or is of no size; there is no text; the
+        text holds half of a surrogate pair; the options do not suit the kind.
     """
+    if not 0 < cfg.vocab_size <= _LARGEST:
+        raise UserError(
+            f"--tokenizer.vocab-size {cfg.vocab_size} is no vocabulary's; "
+            f"the largest that is made here is {_LARGEST:,}"
+        )
     return _file_of(cfg.kind).train(texts, cfg, say, progress)
 
 
@@ -89,15 +95,20 @@ def load(spec: str | Path) -> Tokenizer:
 
 def _load_folder(folder: Path) -> Tokenizer:
     path = folder / "config.json"
+    if not _ready_made(folder) and (folder / "tokenizer").is_dir():  # a run, or features
+        raise UserError(f"{folder}: not a tokenizer's folder; give {folder / 'tokenizer'}")
     # On the hub a config.json is the model's, and says no kind of tokenizer.
     config = files.read_json(path) if path.exists() or not _ready_made(folder) else None
     kind = config.get("kind") if isinstance(config, dict) else None
     if kind is None and _ready_made(folder):
         return _file_of("huggingface").read_file(folder / "tokenizer.json")
-    if not isinstance(config, dict) or kind not in _FILE_OF:
+    if not isinstance(config, dict) or not isinstance(kind, str) or kind not in _FILE_OF:
         raise UserError(f"{path}: no tokenizer kind that is known here: {kind!r}")
     check_files(folder, config)
-    tokenizer = _file_of(kind).read(folder, config)
+    try:
+        tokenizer = _file_of(kind).read(folder, config)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
     if tokenizer.fingerprint != config.get("fingerprint"):
         raise UserError(
             f"{folder}: the tokenizer does not match the fingerprint in its config.json; "

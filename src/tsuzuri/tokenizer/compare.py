@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tsuzuri.errors import UserError
-from tsuzuri.tokenizer.protocol import Tokenizer
+from tsuzuri.tokenizer.protocol import Tokenizer, utf8
 
 _SECONDS = 1.0  # encoding is measured for at least so long
 _WARM_UP = 100_000  # characters encoded before that
@@ -43,7 +43,7 @@ def compare(tokenizers: Mapping[str, Tokenizer], texts: Sequence[str]) -> list[R
     Raises:
       UserError: there is no text, or it holds half of a surrogate pair.
     """
-    characters, size = sum(map(len, texts)), sum(len(text.encode()) for text in texts)
+    characters, size = sum(map(len, texts)), sum(len(utf8(text)) for text in texts)
     if not characters:
         raise UserError("there is no text to compare tokenizers on")
     rows = []

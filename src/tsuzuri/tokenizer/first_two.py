@@ -129,8 +129,8 @@ def read(folder: Path, config: dict[str, Any]) -> FirstTwoTokenizer:
       UserError: it is damaged.
     """
     path = folder / "words.tsv"
-    lines = path.read_text(encoding="utf-8").splitlines()
     try:
+        lines = path.read_text(encoding="utf-8").splitlines()
         pairs = [(word, int(count)) for word, count in (line.split("\t") for line in lines)]
         return FirstTwoTokenizer(pairs)
     except (ValueError, KeyError) as error:

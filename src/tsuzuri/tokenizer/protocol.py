@@ -130,9 +130,15 @@ def check_files(folder: Path, config: dict[str, Any]) -> None:
     """Checks that the files of a tokenizer's folder are those that config.json names.
 
     Raises:
-      UserError: one is absent, or not what it was.
+      UserError: it names none; one is absent, or not what it was.
     """
-    for name, sha256 in config.get("files", {}).items():
+    named = config.get("files")
+    if not isinstance(named, dict):
+        raise UserError(
+            f"{folder / 'config.json'}: does not name the tokenizer's files; it is damaged: "
+            "make it again, or restore the folder"
+        )
+    for name, sha256 in named.items():
         path = folder / name
         if not path.is_file():
             raise UserError(f"{path}: no such file; make it again, or restore the folder")
