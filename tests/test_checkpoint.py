@@ -92,6 +92,12 @@ def test_a_damaged_one_is_set_aside_never_deleted(folder, damage):
     assert checkpoint.steps(folder) == [10, 20] and (folder / "30.damaged").is_dir()
 
 
+def test_what_a_file_manager_leaves_is_no_damage(folder):
+    for place in (folder / "30", folder / "30" / "state"):
+        (place / ".DS_Store").write_text("x")
+    assert checkpoint.restore(folder, _target(_state(0.0)), BELONGS_TO, pytest.fail)[1] == 30
+
+
 def test_none_sound_is_said_not_begun_anew(folder):
     for step in (10, 20, 30):
         shutil.rmtree(folder / str(step) / "state")

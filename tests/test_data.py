@@ -278,7 +278,7 @@ def test_a_split_that_is_empty_or_unknown(tmp_path):
     documents = [Document("山の茶屋でお茶を飲んだ。")]
     featurize(lambda: documents, BYTES, tmp_path / "f", L, cfg, 0, {}, print, False)
     for split in ("held_out", "test"):
-        with pytest.raises(UserError, match=f"nothing in its {split} split"):
+        with pytest.raises(UserError, match=f"nothing in its {split} split: the text is"):
             Blocks.open(tmp_path / "f", split, BYTES, print)
     with pytest.raises(UserError, match="no such file"):
         Blocks.open(tmp_path, "train", BYTES, print)

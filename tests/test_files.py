@@ -224,6 +224,19 @@ def test_a_dead_lease_is_taken_over_and_who_stood_still_writes_no_more(tmp_path:
             assert (run / ".lease").exists()  # the loser did not remove what is ours
 
 
+def test_a_folder_that_is_moved_while_it_is_held_is_said(tmp_path: Path):
+    with locked(tmp_path / "run") as still_ours:
+        (tmp_path / "run").rename(tmp_path / "moved")
+        with pytest.raises(RunError, match=r"run/\.lease is gone: the folder was moved or removed"):
+            still_ours()
+        (tmp_path / "moved").rename(tmp_path / "run")
+        still_ours()
+
+
+def test_a_file_system_that_cannot_sync_folders_will_do():
+    files._sync(Path("/dev/null"))  # its fsync fails as theirs: EINVAL
+
+
 def test_on_one_machine_nobody_waits_for_a_dead_lease(tmp_path: Path):
     program = (
         "import os, sys; from pathlib import Path; from tsuzuri.files import locked\n"

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import os
 import re
 import struct
@@ -82,7 +83,7 @@ def test_a_message_stands_above_a_progress_bar(tell, capfd):
 
 def test_tensorboard_reads_what_is_written(tmp_path):
     log = Log(tmp_path, 0, Console(10, show=False))
-    log(5, {"loss": 1.5, "skipped": True})
+    log(5, {"loss": 1.5, "skipped": True, "held_out_perplexity": 1e300})
     log.sample(5, "綴", "り")
     log.close()
     from tensorboardX.proto.event_pb2 import Event
@@ -102,7 +103,7 @@ def test_tensorboard_reads_what_is_written(tmp_path):
     assert events[0].file_version == "brain.Event:2"
     assert (events[1].step, events[1].session_log.status) == (1, 1)  # purges from step 1
     scalars = {v.tag: (e.step, v.simple_value) for e in events for v in e.summary.value}
-    assert scalars["loss"] == (5, 1.5)
+    assert scalars["loss"] == (5, 1.5) and scalars["held_out_perplexity"] == (5, math.inf)
     assert read_jsonl(tmp_path / "samples.jsonl") == [{"step": 5, "prompt": "綴", "text": "り"}]
 
 
@@ -117,6 +118,7 @@ def test_the_plot_is_a_picture_and_says_when_there_is_nothing(tmp_path):
     lines = [{"step": s, "loss": 5 - s / 10, "tokens": s * 100} for s in (10, 20)]
     loss_plot([*lines, {"step": 20, "held_out_loss": 3.5}], tmp_path / "a" / "l.png", "t", 2.0)
     assert (tmp_path / "a" / "l.png").read_bytes().startswith(b"\x89PNG")
+    loss_plot(lines, tmp_path / "b.png", title="坊っちゃん $1_^$")  # a run may have any name
     with pytest.raises(UserError, match="no metrics yet"):
         draw_loss(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in lines))

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 
 import tsuzuri
-from tsuzuri import checkpoint, run_folder
-from tsuzuri.config import Config, replace
+from tsuzuri import checkpoint, run_folder, tokenizer
+from tsuzuri.config import Config, TokenizerConfig, replace
 from tsuzuri.data import Batch, Blocks, in_order
 from tsuzuri.errors import RunError, UserError
 from tsuzuri.files import locked
+from tsuzuri.meter import Profiler
 from tsuzuri.presets import preset
 from tsuzuri.sharding import one_device
 from tsuzuri.step import make_training
@@ -225,6 +226,24 @@ def test_an_interrupt_that_a_library_swallows_still_stops_the_run(tmp_path, text
         train(preset("llama", **TINY), tmp_path, [text], progress=False)
 
 
+def test_a_signal_while_the_first_parameters_are_made_is_only_noted(tmp_path, text, monkeypatch):
+    """There JAX compiles; an interrupt would leave XLA's threads behind, for a crash at the end."""
+
+    def making(*arguments):
+        def interrupted(key):
+            if not isinstance(key, jax.core.Tracer):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)
+            return init(key)
+
+        graphdef, init, steps = make_training(*arguments)
+        return graphdef, interrupted, steps
+
+    monkeypatch.setattr("tsuzuri.train.make_training", making)
+    with pytest.raises(Stopped, match="saved at step 0"):
+        train(preset("llama", **TINY), tmp_path, [text], progress=False)
+
+
 def test_a_stop_saves_and_says_so(tmp_path, text, monkeypatch):
     monkeypatch.setattr("tsuzuri.train.its_time", _then_signal(after=3))
     with pytest.raises(Stopped, match="saved at step"):
@@ -289,6 +308,68 @@ def test_another_config_is_refused_and_the_run_untouched(finished, changes, mess
     assert (finished[0] / "config.json").read_bytes() == before
 
 
+def test_a_mesh_that_is_not_there_is_refused_before_anything_is_made(finished, tmp_path, text):
+    run, wrong = _copy(finished, tmp_path), TINY | {"mesh.fsdp": 3, "steps": 32}
+    with pytest.raises(UserError, match="makes 3 devices, but there are 1"):
+        train(preset("llama", **wrong), run, [text], progress=False)
+    assert run_folder.read_config(run) == run_folder.read_config(finished[0])
+    with pytest.raises(UserError, match="makes 3 devices"):
+        train(preset("llama", **wrong), tmp_path / "new", [text], progress=False)
+    assert not (tmp_path / "new" / "tokenizer").exists()
+
+
+def test_features_that_are_gone_are_asked_for_and_made_again(finished, tmp_path, text):
+    run = _copy(finished, tmp_path)
+    shutil.rmtree(run / "features")
+    shutil.rmtree(run / "checkpoints" / "24")
+    with pytest.raises(UserError, match=r"run/features is gone: give the text"):
+        train(preset("llama", **TINY), run, progress=False)
+    again = train(preset("llama", **TINY), run, [text], progress=False)
+    assert again["parameters_sha256"] == finished[1]["parameters_sha256"]
+
+
+def test_before_a_run_has_begun_its_tokenizer_and_its_source_may_change(finished, tmp_path, text):
+    def quietly(line):
+        pass
+
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    cfg = replace(preset("llama", **TINY), {"steps": 2, "tokenizer.path": str(mine)})
+    for kind in ("bpe", "bytes"):  # another one at the same path
+        shutil.rmtree(mine, ignore_errors=True)
+        options = TokenizerConfig(kind=kind, vocab_size=300)
+        made = tokenizer.train([Path(text).read_text("utf-8")], options, quietly, False)
+        made.save(mine)
+        run_folder.prepare([text], cfg, run, quietly, False)
+        assert run_folder.features_of(run)[1]["tokenizer"]["fingerprint"] == made.fingerprint
+        assert tokenizer.load(run / "tokenizer").fingerprint == made.fingerprint
+    shutil.rmtree(run)
+    other = replace(cfg, {"tokenizer.path": "", "tokenizer.kind": "bpe"})
+    run_folder.prepare([text], other, run, quietly, False)
+    train(cfg, run, [str(finished[0] / "features")], progress=False)  # features instead of a text
+    train(replace(cfg, {"steps": 4}), run, progress=False)
+
+
+def test_a_profile_of_too_few_calls_is_not_silently_none(tmp_path):
+    said = []
+    profiler = Profiler(tmp_path, said.append)
+    profiler.call()
+    profiler.close()
+    assert len(said) == 1 and "no profile: the device was called 1 times" in said[0]
+
+
+def test_samples_take_a_small_vocabulary_as_it_is(tmp_path, text):
+    few = TINY | {"steps": 8, "sample_every": 8, "sample.max_new_tokens": 2, "sample.top_k": 1000}
+    train(preset("llama", **few), tmp_path, [text], progress=False)
+    assert len(read_jsonl(tmp_path / "samples.jsonl")) == 1
+
+
+def test_a_held_out_loss_of_any_size_is_told(tmp_path, text):
+    """A rate that is far too high gives logits, and so a perplexity, beyond every float."""
+    wild = TINY | {"learning_rate": 100, "steps": 16, "optim.clip_norm": 0}
+    summary = train(preset("nanolm", **wild), tmp_path, [text], progress=False)
+    assert summary["loss"] > 1000 and np.isfinite(summary["perplexity"])
+
+
 def test_a_run_may_be_made_longer(finished, tmp_path):
     run = _copy(finished, tmp_path)
     longer = train(preset("llama", **TINY | {"steps": 32}), run, progress=False)
@@ -306,6 +387,35 @@ def test_another_text_is_refused(finished, tmp_path):
 def test_a_run_in_use_is_refused(finished):
     with locked(finished[0]), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
         train(preset("llama", **TINY), finished[0], progress=False)
+
+
+def test_a_run_that_lies_in_the_text_is_refused(tmp_path):
+    """It would be trained on its own config.json."""
+    (tmp_path / "text.txt").write_text("綴り。" * 2000, encoding="utf-8")
+    with pytest.raises(UserError, match="is read as text, and .* lies in it"):
+        train(preset("llama", **TINY), tmp_path / "runs" / "it", [str(tmp_path)], progress=False)
+
+
+def test_a_text_whose_name_is_not_utf8(tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\x83e.txt")  # of a zip from Windows
+    Path(name).write_text("綴り。" * 2000, encoding="utf-8")
+    cfg = preset("llama", **TINY | {"steps": 2})
+    train(cfg, tmp_path / "run", [name], progress=False)
+    folder, found = run_folder.features_of(tmp_path / "run")
+    assert found["source"]["sources"] == [name]
+
+
+@pytest.mark.parametrize("stored", ["{}", "[]", '{"fingerprint": 1, "format": 1}'])
+def test_a_features_json_that_was_changed_by_hand(finished, tmp_path, stored):
+    run = _copy(finished, tmp_path)
+    (run / "features.json").write_text(stored)
+    for reads in (run_folder.features_of, run_folder.draw_loss):
+        with pytest.raises(UserError, match="make the features again"):
+            reads(run)
+    with pytest.raises(UserError, match="make the features again"):
+        tsuzuri.load(run).facts()
+    with pytest.raises(UserError, match="make the features again"):
+        train(preset("llama", **TINY), run, [], progress=False)
 
 
 def test_no_text_at_all(tmp_path):
@@ -332,7 +442,7 @@ def test_held_out_loss_is_the_true_mean(finished, text):
     assert summary["perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize("batch_size", [1, 3, 64, 10**6])  # the last is what a cluster trained on
 def test_held_out_loss_does_not_depend_on_the_batch(finished, batch_size, tmp_path):
     run, summary = finished
     lm = tsuzuri.load(run)

@@ -217,10 +217,10 @@ def damage_of(path: Path) -> str:
         for name in sorted(hashes.keys() | found):
             if name not in found:
                 return f"{name} is missing"
-            if name not in hashes:
-                return f"{name} does not belong to it"
-            if sha256(path / name) != hashes[name]:
+            if name in hashes and sha256(path / name) != hashes[name]:
                 return f"the SHA-256 of {name} differs"
+            if name not in hashes and not Path(name).name.startswith("."):  # Finder's .DS_Store
+                return f"{name} does not belong to it"
     except (UserError, OSError, KeyError, TypeError, AttributeError) as error:
         return f"manifest.json cannot be read: {error}"
     return ""

@@ -289,6 +289,8 @@ def _read(key: str, value: Any, kind: Any) -> Any:
     try:
         if value is None or isinstance(value, list | dict):
             raise TypeError
+        if isinstance(value, bool) and kind is not bool:  # to Python, true is the number 1
+            raise TypeError
         if choices or kind is str:
             return str(value)
         if kind is bool:
@@ -320,7 +322,7 @@ def _check(c: Config) -> None:
     must(0 <= c.seed < 2**31, "seed", "from 0 to 2147483647")
     must(c.sample_every >= 0, "sample_every", "0 (never) or more")
     must(0 < c.learning_rate < math.inf, "learning_rate", "a positive finite number")
-    must(0 < c.features.held_out < 0.9, "features.held_out", "a share between 0 and 0.9")
+    must(0 < c.features.held_out <= 0.5, "features.held_out", "a share above 0, at most 0.5")
     check_packing(c.features, c.sequence_length)
     must(c.text.min_characters >= 0, "text.min_characters", "0 (none is dropped) or more")
     must(0 <= c.text.min_language_share <= 1, "text.min_language_share", "from 0 to 1")

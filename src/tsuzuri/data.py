@@ -94,7 +94,10 @@ class Blocks:
                 f"{tokenizer.vocab_size}); make the features again with it"
             )
         if not features["splits"].get(split, {}).get("blocks"):
-            raise UserError(f"{folder} has nothing in its {split} split; make the features again")
+            raise UserError(
+                f"{folder} has nothing in its {split} split: the text is too short; give more of "
+                "it, or a larger --features.held-out"
+            )
         for file in features["splits"][split]["files"]:
             _verify(folder / file["name"], file["sha256"])
         arrays = {}

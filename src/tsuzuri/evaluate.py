@@ -78,6 +78,11 @@ def mean_loss(
     return math.fsum(float(loss) for loss, _ in sums) / tokens, round(tokens)
 
 
+def perplexity(loss: float) -> float:
+    """exp(loss), or the largest that a float holds about."""
+    return math.exp(min(loss, 700.0))
+
+
 def split_figures(
     eval_step: EvalStep,
     params: Any,
@@ -100,7 +105,7 @@ def split_figures(
     bits = split["entropy_bits"]
     return {
         "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
+        "perplexity": perplexity(loss),
         "bits_per_byte": loss / math.log(2) * tokens / split["bytes"],
         "entropy_floor": None if bits is None else bits / split["bytes"],
         "tokens": tokens,

@@ -1,6 +1,7 @@
 """Files that are either whole or not there: write beside, then rename; hash; lock."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -58,7 +59,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes readable JSON (Japanese as it is) whole, or not at all."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    # A file name that is not UTF-8 has surrogates; those become JSON's own escapes.
+    write_text(path, text.encode(errors="backslashreplace").decode())
 
 
 def read_json(path: Path) -> Any:
@@ -161,8 +164,11 @@ def _lease(
                     file.seek(0)
                     file.write(text())
                     return
-        except FileNotFoundError:  # whoever took it over has ended since
-            found = ""
+        except FileNotFoundError:
+            raise RunError(
+                f"{path} is gone: the folder was moved or removed, or taken over by a process that "
+                "has ended since; this one writes no more"
+            ) from None
         except OSError:  # the storage cannot be reached: what is to be written will tell
             return
         raise RunError(
@@ -234,5 +240,8 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of folders not every file system knows it
+            raise
     finally:
         os.close(descriptor)

@@ -13,16 +13,18 @@ import numpy as np
 from flax import nnx
 
 from tsuzuri import checkpoint, cloud, corpus, evaluate, features, run_folder, tokenizer
-from tsuzuri.config import Config, FeaturesConfig, TextConfig
+from tsuzuri.config import ComputeConfig, Config, FeaturesConfig, TextConfig
 from tsuzuri.data import Blocks
 from tsuzuri.errors import UserError
-from tsuzuri.files import read_json
 from tsuzuri.generate import Completion, Generator, graphdef
 from tsuzuri.model import Decoder
 from tsuzuri.sampling import Sampling
-from tsuzuri.sharding import one_device, shardings
+from tsuzuri.sharding import on_cpu, one_device, shardings
+from tsuzuri.step import loss_parts
 from tsuzuri.tokenizer import Tokenizer
 from tsuzuri.track import read_jsonl
+
+_EVAL_TOKENS = 1 << 14  # looked at in one call of the device
 
 
 class LanguageModel:
@@ -113,13 +115,13 @@ class LanguageModel:
             "tokens_seen": self.step * cfg.batch_size * cfg.sequence_length,
             "optimizer": cfg.optim.optimizer,
             "learning_rate": cfg.learning_rate,
-            "init_from": cfg.init_from,
+            "init_from": Path(cfg.init_from).name,
             "tsuzuri": version("tsuzuri"),
         }
-        if (recorded := self.run / "features.json").exists():
-            features = read_json(recorded)
-            known["sources"] = [Path(name).name for name in features["source"].get("sources", [])]
-            known["training_tokens"] = features["splits"]["train"]["tokens"]
+        if (self.run / "features.json").exists():
+            found = features.read_features(self.run)
+            known["sources"] = [Path(name).name for name in found["source"].get("sources", [])]
+            known["training_tokens"] = found["splits"]["train"]["tokens"]
         for line in read_jsonl(self.run / "metrics.jsonl"):
             known |= {key: line[key] for key in line if key.startswith("held_out_")}
         return known
@@ -164,8 +166,8 @@ class LanguageModel:
         if sources:
             split = "train"  # with nothing held out, that is all of it
             packing = FeaturesConfig(held_out=0.0)
-            if (recorded := self.run / "features.json").exists():  # blocks as the model knows them
-                trained_on = read_json(recorded)
+            if (self.run / "features.json").exists():  # blocks as the model knows them
+                trained_on = features.read_features(self.run)
                 packing = dataclasses.replace(packing, packing=trained_on["packing"])
                 if packing.packing == "document":
                     packing = dataclasses.replace(packing, stride=trained_on["stride"])
@@ -184,13 +186,18 @@ class LanguageModel:
         else:
             split = "held_out"
             folder, found = run_folder.features_of(self.run)
+        mesh, length = one_device(), self.config.sequence_length
+        # One device, where many may have trained: fewer blocks at a time, and logits in parts.
+        batch = min(self.config.batch_size, max(1, _EVAL_TOKENS // length))
+        alone = dataclasses.replace(self.config, batch_size=batch, compute=ComputeConfig())
+        parts = loss_parts(alone, self.model_config.outputs, 1, on_cpu(mesh))
         figures = evaluate.split_figures(
-            evaluate.make_eval_step(self._graphdef, one_device()),
+            evaluate.make_eval_step(self._graphdef, mesh, parts=parts),
             self.params,
             Blocks.open(folder, split, self.tokenizer, self._say),
             found["splits"][split],
-            one_device(),
-            self.config.batch_size,
+            mesh,
+            batch,
         )
         return figures | {"step": self.step}
 

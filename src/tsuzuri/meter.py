@@ -131,7 +131,12 @@ class Profiler:
             self._recording = True
 
     def close(self) -> None:
-        """Writes what was recorded."""
+        """Writes what was recorded, or says that there was nothing to record."""
+        if self._folder and self._seen < self._FIRST:
+            self._say(
+                f"WARNING: no profile: the device was called {self._seen} times, and the first "
+                f"{self._FIRST - 1} are not recorded; give more --steps"
+            )
         if self._recording:
             jax.profiler.stop_trace()
             self._recording = False

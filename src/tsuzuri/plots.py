@@ -1,5 +1,6 @@
 """The figures of a run."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from tsuzuri.files import write_beside
 
 _TRAIN, _HELD_OUT, _FLOOR = "#7a9cc6", "#c73e3a", "#5b8930"  # washed indigo, red, moss
+# For the name of a run, which may be Japanese; Matplotlib's own font is not.
+_FONTS = {"Hiragino Sans", "Yu Gothic", "Noto Sans CJK JP", "Noto Sans JP", "IPAexGothic"}
 
 
 def loss_plot(
@@ -25,6 +28,7 @@ def loss_plot(
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.font_manager import fontManager
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     train = [(m["step"], m["loss"]) for m in metrics if "loss" in m]
@@ -37,7 +41,9 @@ def loss_plot(
     if floor is not None:
         axes.axhline(floor, color=_FLOOR, linestyle="--", linewidth=1.2,
                      label=f"entropy of the text ({floor:.3f})")  # fmt: skip
-    axes.set(xlabel="step", ylabel="loss (nats a token)", title=title)
+    axes.set(xlabel="step", ylabel="loss (nats a token)")
+    fonts = _FONTS.intersection(fontManager.get_font_names())
+    axes.set_title(title, family=["sans-serif", *sorted(fonts)], parse_math=False)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.25)
     axes.spines[["right"]].set_visible(False)
@@ -48,6 +54,7 @@ def loss_plot(
         there_and_back = (lambda s: np.asarray(s) * scale, lambda t: np.asarray(t) / scale)
         top = axes.secondary_xaxis("top", there_and_back)
         top.set_xlabel("million tokens")
-    with write_beside(path) as beside:
+    with write_beside(path) as beside, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a square stands for it
         figure.savefig(beside, dpi=144, format="png")
     plt.close(figure)

@@ -125,6 +125,7 @@ def prepare(
             f"{run} was imported, not trained here; train it further in a run of its own: "
             f"--run NEW --init-from {run}"
         )
+    recorded = run / "features.json"
     if len(sources) == 1 and (Path(sources[0]) / "features.json").exists():
         folder = Path(sources[0]).resolve()
         given = features.read_features(folder)
@@ -133,22 +134,25 @@ def prepare(
                 f"{folder} holds sequences of {given['sequence_length']} tokens; "
                 f"give --sequence-length {given['sequence_length']}"
             )
-        if not (run / "tokenizer").exists():
+        if not steps(run / "checkpoints") or not (run / "tokenizer").exists():
+            remove(run / "tokenizer")  # an earlier start's, of a text
             tokenizer.load(folder / "tokenizer").save(run / "tokenizer")
     else:
         folder = run / "features"
         if sources:
             _from_text(sources, cfg, run, say, progress)
-        elif not (folder / "features.json").exists():
-            recorded = run / "features.json"
-            if not recorded.exists():
-                raise UserError(f"{run} holds no features yet: give a text to train on")
-            folder = Path(read_json(recorded)["folder"])
+        elif recorded.exists():
+            folder = run / features.read_features(run)["folder"]
+        if not (folder / "features.json").exists():
+            raise UserError(
+                f"{folder} is gone: give the text, or the features, that {run} was trained on"
+                if recorded.exists()
+                else f"{run} holds no features yet: give a text to train on"
+            )
         given = features.read_features(folder)
 
-    recorded = run / "features.json"
     if recorded.exists() and steps(run / "checkpoints"):
-        before = read_json(recorded)["fingerprint"]
+        before = features.read_features(run)["fingerprint"]
         if before != given["fingerprint"]:
             raise UserError(
                 f"{run} was trained on other features than {folder}; give the text it was trained "
@@ -166,7 +170,7 @@ def features_of(run: Path) -> tuple[Path, dict[str, Any]]:
     """
     if not (run / "features.json").exists():
         raise UserError(f"{run} was trained on no features here; give a text of yours by --data")
-    recorded = read_json(run / "features.json")
+    recorded = features.read_features(run)
     folder = run / recorded["folder"]
     found = features.read_features(folder)
     if found["fingerprint"] != recorded["fingerprint"]:
@@ -196,7 +200,7 @@ def draw_loss(run: Path) -> Path:
     metrics = read_jsonl(run / "metrics.jsonl")
     if not metrics:
         raise UserError(f"{run} holds no metrics yet: train it first")
-    held_out = read_json(run / "features.json")["splits"]["held_out"]
+    held_out = features.read_features(run)["splits"]["held_out"]
     floor = held_out["entropy_bits"] and held_out["entropy_bits"] * math.log(2) / held_out["tokens"]
     picture = run / "plots" / "loss.png"
     loss_plot(metrics, picture, title=run.name, floor=floor)
@@ -205,38 +209,55 @@ def draw_loss(run: Path) -> Path:
 
 def _from_text(sources: Sequence[str], cfg: Config, run: Path, say: Say, progress: bool) -> None:
     """The two stages from text to features, each done only where its inputs have changed."""
+    for source in map(Path, sources):
+        if source.resolve() in [run.resolve(), *run.resolve().parents]:
+            raise UserError(
+                f"{source} is read as text, and {run} lies in it; give a --run outside of it"
+            )
     text = corpus.fingerprint(sources, cfg.text)
     tokenizer_inputs = _digest(text, cfg.tokenizer, cfg.features.held_out, cfg.seed)
     feature_inputs = _digest(tokenizer_inputs, cfg.features, cfg.sequence_length)
     begun = steps(run / "checkpoints")
 
-    def documents():
-        return corpus.read(sources, cfg.text, say)
+    told: set[str] = set()
 
+    def say_once(message: str) -> None:  # the text is read several times
+        if message not in told:
+            told.add(message)
+            say(message)
+
+    def documents():
+        return corpus.read(sources, cfg.text, say_once)
+
+    # Once the run has begun its own copy counts, whatever has become of the path.
+    given = tokenizer.load(cfg.tokenizer.path) if cfg.tokenizer.path and not begun else None
     made = run / "tokenizer" / "inputs.json"
-    if not (made.exists() and read_json(made) == tokenizer_inputs):
+    same = made.exists() and read_json(made) == tokenizer_inputs
+    if same and given:
+        same = tokenizer.load(run / "tokenizer").fingerprint == given.fingerprint
+    if not same:
         if begun:
             raise UserError(
                 f"{run} was trained on another text than {', '.join(map(str, sources))}; "
                 "give that one, or nothing to go on with it, or another --run"
             )
-        if cfg.tokenizer.path:
-            tok = tokenizer.load(cfg.tokenizer.path)
-        else:
+        if not given:
             say("training the tokenizer")
             pieces = features.training_texts(documents, cfg.features, cfg.seed)
-            tok = tokenizer.train(pieces, cfg.tokenizer, say, progress)
-        remove(run / "tokenizer")
-        tok.save(run / "tokenizer")
-        write_json(made, tokenizer_inputs)
-    made = run / "features" / "features.json"
-    if not (made.exists() and read_json(made)["source"].get("inputs") == feature_inputs):
-        say("turning the text into features")
+            given = tokenizer.train(pieces, cfg.tokenizer, say, progress)
         remove(run / "features")
+        remove(run / "tokenizer")
+        given.save(run / "tokenizer")
+        write_json(made, tokenizer_inputs)
+    made = run / "features"
+    there = (made / "features.json").exists()
+    if not (there and features.read_features(made)["source"].get("inputs") == feature_inputs):
+        say("turning the text into features")
+        remove(made)
         source = {"sources": [str(s) for s in sources], "inputs": feature_inputs}
         tok = tokenizer.load(run / "tokenizer")
         features.featurize(
-            documents, tok, run / "features", cfg.sequence_length, cfg.features, cfg.seed,
+            documents, tok, made, cfg.sequence_length, cfg.features, cfg.seed,
             source, say, progress,
         )  # fmt: skip
 

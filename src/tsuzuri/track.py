@@ -12,6 +12,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from ctypes import c_float
 from importlib.metadata import PackageNotFoundError, version
 from io import RawIOBase
 from pathlib import Path
@@ -70,7 +71,8 @@ class TensorBoard:
         values = b""
         for key, number in metrics.items():
             if isinstance(number, int | float):
-                values += _field(1, _field(1, key.encode()) + b"\x15" + struct.pack("<f", number))
+                value = struct.pack("<f", c_float(number).value)  # what is too large is infinite
+                values += _field(1, _field(1, key.encode()) + b"\x15" + value)
         self._write(step, _field(5, values))
 
     def close(self) -> None:

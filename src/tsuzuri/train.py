@@ -81,6 +81,9 @@ def train(
 
         still_ours = hosts.each("holding the run folder", hold)
         hosts.same("what they were started with", _comparable(cfg))
+        # What these refuse they refuse now: not after hours of features, and before it is recorded.
+        mesh = make_mesh(cfg.mesh, cfg.batch_size, cfg.compute.accumulate)
+        execution(cfg, cfg.resolved_model(vocab_size=0), mesh)
 
         def prepare() -> None:
             track.check(cfg.track)
@@ -106,7 +109,6 @@ def train(
         batches = Batches(train_blocks, cfg.batch_size, cfg.seed)
 
         model_cfg = cfg.resolved_model(tok.vocab_size)
-        mesh = make_mesh(cfg.mesh, cfg.batch_size, cfg.compute.accumulate)
         graphdef, init, train_steps = make_training(cfg, model_cfg, mesh)
         how, parts = execution(cfg, model_cfg, mesh), cfg.compute.accumulate
         eval_step = evaluate.make_eval_step(
@@ -117,6 +119,9 @@ def train(
         shapes = jax.eval_shape(init, jax.random.key(0))
         target = checkpoint.shapes(shapes, shardings(mesh, shapes))
         restored = checkpoint.restore(checkpoints, target, belongs_to, console.say, set_aside=True)
+        # From here on a signal is only noted: soon there is something to save, and an interrupt
+        # inside of XLA's compiler, which `init` needs, would make the process crash at its end.
+        stop.patient = True
         state, start = restored or (init(jax.random.key(cfg.seed)), 0)
         if cfg.init_from and not restored:
             other = Path(cfg.init_from)
@@ -153,7 +158,6 @@ def train(
             cfg.steps_per_call, cfg.log_every, cfg.eval_every, cfg.save_every, cfg.sample_every
         )
         step, previous, stopping = start, None, False
-        stop.patient = True  # from here on there is something to save
         profiler = Profiler(run / "profile" if profile else None, console.say)
         now("compiling")
         with contextlib.closing(log), contextlib.closing(profiler):
@@ -181,7 +185,10 @@ def train(
                         cfg.eval_blocks,
                         partial(now, "evaluating"),
                     )
-                    log(step, {"held_out_loss": loss, "held_out_perplexity": math.exp(loss)})
+                    log(
+                        step,
+                        {"held_out_loss": loss, "held_out_perplexity": evaluate.perplexity(loss)},
+                    )
                 if its_time(step, cfg.save_every):
                     save(step, state)
                 if generator and its_time(step, cfg.sample_every):
@@ -240,7 +247,7 @@ def sample(generator: Generator, params: Any, cfg: Config) -> str:
     generator.params = params
     sampling = Sampling(
         temperature=cfg.sample.temperature,
-        top_k=cfg.sample.top_k,
+        top_k=min(cfg.sample.top_k, generator.tokenizer.vocab_size),
         max_new_tokens=cfg.sample.max_new_tokens,
         seed=cfg.seed,
     )

@@ -6,7 +6,8 @@ from trainer import TINY, saved
 
 # Where it comes: inside by faulty.py's audit events, the others seen from outside.
 PLACES = (
-    "term:open */jit_train_steps*",  # while it compiles
+    "term:open */jit_init*",  # while it compiles
+    "term:open */jit_train_steps*",
     "term:os.rename */checkpoints/[0-9]*",  # a checkpoint is written, but without its name
     "steps",
     "saving",

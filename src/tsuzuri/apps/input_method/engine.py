@@ -34,6 +34,7 @@ from tsuzuri.apps.input_method.ngram import KneserNey
 from tsuzuri.apps.input_method.predictors import Mixture, Predictor, fit_weights, ranks
 from tsuzuri.config import Config, replace
 from tsuzuri.errors import UserError
+from tsuzuri.features import read_features
 from tsuzuri.language_model import LanguageModel
 from tsuzuri.tokenizer.first_two import CODES, FirstTwoTokenizer, code_of, split_keys, words_of
 
@@ -128,7 +129,7 @@ def train(
         parts = _prepare(folder, words, sees, cfg.sequence_length)
     else:
         parts = read_parts(run)
-        began: Sees = files.read_json(folder / "features" / "features.json")["source"]["sees"]
+        began: Sees = read_features(folder / "features")["source"]["sees"]
         if sees not in (None, began):
             raise UserError(f"{run} sees {began}; leave out --sees {sees}, or give another --run")
         sees = began
@@ -154,9 +155,8 @@ def _prepare(folder: Path, words: list[str], sees: Sees, length: int) -> Parts:
     """The vocabulary, the words and the features, unless they are there."""
     parts = Parts.of(words)
     inputs = hashlib.sha256(f"{sees}\n{length}\n{' '.join(words)}".encode()).hexdigest()
-    described = folder / "features" / "features.json"
-    if described.exists():
-        if files.read_json(described)["source"].get("inputs") == inputs:
+    if (folder / "features" / "features.json").exists():
+        if read_features(folder / "features")["source"].get("inputs") == inputs:
             return parts
         raise UserError(
             f"{folder.parent} is an input method of another text, or sees something else; give "
