@@ -1,6 +1,7 @@
 """The verbs as a user types them: what they print, and one line for each mistake."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -97,6 +98,10 @@ def test_a_config_file_is_below_flags(folder, tmp_path):
     made = json.loads((run / "config.json").read_text())
     assert made["model.embed_dim"] == 32 and made["model.num_heads"] == 8 and made["steps"] == 2
     assert made["preset"] == "gpt2" and made["model.positions"] == "learned"
+    # Another run's config.json is such a file too; its init_from is empty.
+    again = ["train", str(folder / "text.txt"), "--run", str(tmp_path / "again")]
+    assert main([*again, "--config", str(run / "config.json")]) == 0
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == made
 
 
 @pytest.mark.parametrize(
@@ -110,6 +115,7 @@ def test_a_config_file_is_below_flags(folder, tmp_path):
         (["--stop", ""], "none of them empty"),
         (["--num-samples", "0"], "--num-samples is 0"),
         (["--temprature", "1"], "did you mean '--temperature'?"),
+        (["--stop", "---"], "begins with a dash is given as --stop=-..."),
     ],
 )
 def test_bad_sampling(capsys, folder, flags, message):
@@ -216,7 +222,7 @@ def test_cleaning_is_an_option_wherever_text_is_read(capsys, tmp_path):
     assert main(named) == 0  # the same again: nothing is done
     assert "holds this corpus already" in capsys.readouterr().err
     assert "holds another corpus" in refused(capsys, *named[:-2])
-    tok = ["--tokenizer", "bytes", "--sequence-length", "4"]
+    tok = ["--tokenizer", "bytes", "--sequence-length", "4", "--features.held-out", "0.5"]
     assert main(["featurize", source, *tok, *flags, "--out", str(tmp_path / "f")]) == 0
     assert "cleaning kept 1 of 4 documents" in capsys.readouterr().err
     assert "normalize is 'NFX'; it must be one of none, NFC" in refused(
@@ -279,6 +285,11 @@ def test_weights_go_out_and_come_in(capsys, folder, tmp_path):
     assert "goes with --to hf" in refused(
         capsys, "export", run, "--to", "gguf", "--out", "x", "--push-to-hub", "a/b"
     )
+    assert "--type goes with --to gguf" in refused(
+        capsys, "export", run, "--to", "hf", "--out", "x", "--type", "f16"
+    )
+    assert "and no OWNER/NAME" in refused(capsys, "import", f"{out}/no/such", "--run", "x")
+    assert "give the folder" in refused(capsys, "import", f"{out}/config.json", "--run", "x")
     file = str(tmp_path / "m.gguf")
     assert main(["export", run, "--to", "gguf", "--type", "f32", "--out", file]) == 0
     assert "ollama create" in capsys.readouterr().out
@@ -291,6 +302,10 @@ def test_a_plan_says_what_fits(capsys):
     said = capsys.readouterr().out
     assert all(word in said for word in ("1,029,215,536", "fits", "Chinchilla", "activations"))
     assert "did you mean 'a100-80gb'" in refused(capsys, "plan", "--device", "a100-80g")
+    assert main(["plan", "--tokenizer.kind", "bytes"]) == 0
+    assert "  embedding, head   33,024\n" in capsys.readouterr().out  # 258 x 128
+    pod = ["plan", "--topology", "v5e:2x2", "--devices", "4"]
+    assert "leave out --device" in refused(capsys, *pod)
     assert "but there are 3" in refused(capsys, "plan", "--devices", "3", "--mesh.tensor", "2")
 
 
@@ -320,6 +335,24 @@ def test_help_needs_no_jax():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_mistyped_verb(capsys):
+    assert "did you mean 'train'?" in refused(capsys, "trian", "text.txt")
+
+
+@pytest.mark.parametrize("arguments", [["prepare", "--list"], ["--version"]])
+def test_output_that_cannot_be_written(arguments):
+    """Python would write at its end only, and fail there in its own words."""
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "tsuzuri.cli", *arguments]
+    read, write = os.pipe()
+    os.close(read)  # as `head` does
+    full = os.open("/dev/full", os.O_WRONLY)
+    for output, said in (write, ""), (full, "tsuzuri: a file: No space left on device\n"):
+        with os.fdopen(output, "w") as stdout:
+            done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=env)
+        assert (done.returncode, done.stderr.decode()) == (1, said)
 
 
 def test_a_fault_of_the_program_is_one_line_too(capsys, monkeypatch):

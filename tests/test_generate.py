@@ -389,10 +389,24 @@ def test_a_prompt_longer_than_the_context_is_cut_and_that_is_said() -> None:
     said: list[str] = []
     sampling = Sampling(temperature=0, max_new_tokens=20)
     long = "だから" * 20
-    prompts = ["a", long, "b", "c"]
+    prompts = ["a", long, "b", long]
     completions = generator().generate(prompts, sampling, say=said.append)
     assert [c.ids for c in completions] == naive("llama", prompts, sampling)
     assert said == [f"prompt 2 is 181 tokens long; the model sees its last {CONTEXT}, the context"]
+
+
+def test_more_texts_than_rows_wait_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [*PROMPTS, *SHORT, "綴り"]
+    sampling = Sampling(max_new_tokens=20)
+    at_once = generator().generate(prompts, sampling)
+    monkeypatch.setattr(generate, "_ROWS", 2)
+    pieces = [""] * len(prompts)
+
+    def hear(r: int, piece: str) -> None:
+        pieces[r] += piece
+
+    assert generator().generate(prompts, sampling, hear) == at_once
+    assert pieces == [c.text for c in at_once]
 
 
 def test_no_prompts_no_completions() -> None:
@@ -417,7 +431,8 @@ def test_the_smallest_context_slides_at_every_token() -> None:
         ({"top_p": float("nan")}, "top_p is nan"),
         ({"min_p": 1.5}, "min_p is 1.5; it must be from 0 to 1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; it must be from 1e-6 to 100"),
-        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be from 1 to 2147483647"),
+        ({"max_new_tokens": 2**31}, "max_new_tokens is 2147483648"),
         ({"stop": ("",)}, "stop is ('',); it must be strings, none of them empty"),
         ({"stop": "。"}, "stop is '。'"),
         ({"seed": -1}, "seed is -1"),

@@ -244,6 +244,12 @@ def test_shards(exported, bpe, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, hf.read(tmp_path / "out", quiet).params, params)
 
 
+def test_a_model_whose_outputs_are_not_its_vocabulary(bpe, tmp_path):
+    cfg = dataclasses.replace(resolved(**NANOLM), output_size=9)
+    with pytest.raises(UserError, match=r"model\.output_size 9 cannot be held by gpt2"):
+        hf.export(cfg, random_parameters(cfg), bpe, tmp_path / "out", {}, quiet)
+
+
 def test_what_is_there_is_left_alone(exported, bpe, tmp_path):
     _, cfg, params = exported("llama")
     (tmp_path / "out").mkdir()
@@ -278,6 +284,11 @@ def test_the_card_says_what_is_known():
         in card
     )
     assert "init" not in card
+    assert "trained from scratch" in card
+    brought = model_card("LlamaForCausalLM", resolved(), {"preset": "imported", "steps": 0})
+    further = model_card("LlamaForCausalLM", resolved(), {"init_from": "runs/a"})
+    assert "trained elsewhere" in brought and "from the parameters of another" in further
+    assert "from scratch" not in brought + further
 
 
 # Tokenizers
@@ -513,8 +524,10 @@ def test_what_is_passed_over_is_told(exported, tmp_path):
     rewrite(folder, lambda t: t.update(buffer | {"lm_head.weight": t["transformer.wte.weight"]}))
     set_config(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": "evil.Tokenizer"})
     (folder / "evil.py").write_text("raise SystemExit")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
     jax.tree.map(np.testing.assert_array_equal, hf.read(folder, said.append).params, params)
     assert any("auto_map), which is not run" in line for line in said)
+    assert any("chat template is not kept" in line for line in said)
     assert any("passed over 1 buffers, such as transformer.h.0.attn.bias" in line for line in said)
 
 
@@ -580,8 +593,9 @@ def test_the_hub_without_network(tmp_path):
     command = [sys.executable, "-c", HUB]
     run = subprocess.run(command, env=dead, check=True, capture_output=True, text=True, timeout=60)
     absent, wrong, pickled, cached, push_wrong, push = run.stdout.splitlines()
-    assert absent.startswith("UserError owner/absent: cannot be had from huggingface.co (")
-    assert wrong.startswith("UserError no name: cannot be had")
+    beginning = "UserError owner/absent: no such folder, and it cannot be had from huggingface.co ("
+    assert absent.startswith(beginning)
+    assert wrong.startswith("UserError no name: no such folder, and no OWNER/NAME")
     assert pickled.startswith("UserError owner/pickled: has no safetensors")
     assert cached == "['model.safetensors']"
     assert push_wrong.startswith("UserError no name: cannot be pushed to")

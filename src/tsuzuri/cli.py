@@ -50,19 +50,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     try:
-        parser = _parser()
-        arguments, beam_flags = _parted(a for a in arguments if a != "--debug")
-        parsed, unknown = parser.parse_known_args(arguments)
-        if unknown:
-            flags = parser.verbs[parsed.verb]._option_string_actions
-            raise UserError(
-                f"unknown argument '{unknown[0]}'{config.suggestion(unknown[0], flags)}"
-            )
-        if beam_flags:
-            if "beam_flags" not in parsed:
-                raise UserError(f"`tsuzuri {parsed.verb}` takes nothing after `--`")
-            parsed.beam_flags = beam_flags
-        parsed.call(parsed)
+        try:
+            _call([a for a in arguments if a != "--debug"])
+        finally:  # also after --help
+            _flush()
         return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -82,6 +73,29 @@ def _run(arguments: list[str]) -> int:
         return getattr(error, "exit_code", 1)
 
 
+def _call(arguments: list[str]) -> None:
+    parser = _parser()
+    arguments, beam_flags = _parted(arguments)
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        flags = parser.verbs[parsed.verb]._option_string_actions
+        raise UserError(f"unknown argument '{unknown[0]}'{config.suggestion(unknown[0], flags)}")
+    if beam_flags:
+        if "beam_flags" not in parsed:
+            raise UserError(f"`tsuzuri {parsed.verb}` takes nothing after `--`")
+        parsed.beam_flags = beam_flags
+    parsed.call(parsed)
+
+
+def _flush() -> None:
+    """Writes out what was printed: at Python's own end an error would be no line of ours."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
 def _parted(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
     """What comes before `--`, and what after."""
     before = list(arguments)
@@ -94,7 +108,7 @@ def _parted(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with errors as UserError and no guessing of shortened flags."""
+    """argparse, with errors as UserError, that say what was meant, and no shortened flags."""
 
     verbs: dict[str, "_Parser"]
 
@@ -104,6 +118,10 @@ class _Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        if found := re.search(r"invalid choice: '(.+)' \(choose from (.+)\)", message):
+            message += config.suggestion(found[1], re.findall(r"[\w-]+", found[2]))
+        if found := re.search("argument (--.+): expected one argument", message):
+            message += f"; one that begins with a dash is given as {found[1]}=-..."
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
@@ -187,9 +205,7 @@ def _parser() -> _Parser:
     p.add_argument("run", help="the run folder")
     p.add_argument("--to", choices=("hf", "gguf"), required=True, help="the format")
     p.add_argument("--out", required=True, help="hf: the folder to write; gguf: the file")
-    p.add_argument(
-        "--type", choices=("f32", "f16", "q8_0"), default="f16", help="gguf: of the numbers (f16)"
-    )
+    p.add_argument("--type", choices=("f32", "f16", "q8_0"), help="gguf: of the numbers (f16)")
     p.add_argument("--push-to-hub", metavar="OWNER/NAME", help="hf: upload it as well")
 
     p = verb("import", verbs.import_model)

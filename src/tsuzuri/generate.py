@@ -10,6 +10,7 @@ A alternatives.
 """
 
 import codecs
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -28,6 +29,8 @@ from tsuzuri.tokenizer import Tokenizer
 
 # Tokens a call of the device: enough that the call's own cost vanishes, few enough to stream well.
 _CHUNK = 16
+# Texts that `generate` writes side by side; more wait for a row, as memory grows with the rows.
+_ROWS = 64
 # Shapes grow by powers of two from here, so that few programs are ever compiled.
 _LEAST_PREFILL = 16
 _LEAST_SLOTS = 128
@@ -55,8 +58,8 @@ class Score(NamedTuple):
 class Generator:
     """A model that writes.
 
-    Programs are compiled for each number of prompts, each power of two of the prompts' length and
-    of the window's. All settings are free to change.
+    Programs are compiled for each number of prompts up to 64, each power of two of the prompts'
+    length and of the window's. All settings are free to change.
 
     Args:
       cfg: the resolved ModelConfig.
@@ -90,7 +93,7 @@ class Generator:
         Args:
           on_text: called with (a prompt's index, a piece of text) as it is written. The pieces are
             whole characters; joined they are the completion's text.
-          say: told when a prompt is longer than the context.
+          say: told when a prompt is longer than the context; once, if several are the same.
 
         Raises:
           UserError: `top_k` is above the vocabulary; a prompt that cannot be encoded; the model's
@@ -99,7 +102,7 @@ class Generator:
         context = self.cfg.context_length
         texts = [Text(prompt, self.tokenizer, sampling, r) for r, prompt in enumerate(prompts)]
         for number, text in enumerate(texts, 1):
-            if say and len(text.window) > context:
+            if say and len(text.window) > context and text.prompt not in prompts[: number - 1]:
                 say(
                     f"prompt {number} is {len(text.window)} tokens long; the model sees its last "
                     f"{context}, the context"
@@ -108,11 +111,12 @@ class Generator:
             return []
         longest = max(len(text.window) for text in texts) + sampling.max_new_tokens
         slots = _power_of_two(longest, _LEAST_SLOTS, context)
-        batch = Batch(self.cfg, self.params, self.tokenizer, len(texts), slots)
-        for text in texts:
-            batch.enter(text)
+        batch = Batch(self.cfg, self.params, self.tokenizer, min(len(texts), _ROWS), slots)
+        waiting = iter(texts)
         limit = 1 if on_text else _CHUNK  # who watches sees the first token at once
         while any(not text.finish for text in texts):
+            for text in itertools.islice(waiting, batch.texts.count(None)):
+                batch.enter(text)
             batch.step(limit)
             limit = _CHUNK
             if on_text:

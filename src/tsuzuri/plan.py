@@ -154,8 +154,10 @@ class Shapes(NamedTuple):
 
 def state_shapes(cfg: Config) -> Shapes:
     """The shapes of a run's state; `cfg.model` is resolved."""
-    decoder = nnx.eval_shape(lambda: Decoder(cfg.model, rngs=nnx.Rngs(0)))
+    one_layer = dataclasses.replace(cfg.model, num_layers=1)  # and all layers are alike
+    decoder = nnx.eval_shape(lambda: Decoder(one_layer, rngs=nnx.Rngs(0)))
     params = nnx.to_pure_dict(nnx.split(decoder)[1])
+    params["blocks"] = dict.fromkeys(range(cfg.model.num_layers), params["blocks"][0])
     return Shapes(params, jax.eval_shape(make_optimizer(cfg)[0].init, params))
 
 

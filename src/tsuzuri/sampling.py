@@ -50,7 +50,7 @@ class Sampling:
         must(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
         must(0 <= self.min_p <= 1, "min_p", "from 0 to 1")
         must(1e-6 <= self.repetition_penalty <= 100, "repetition_penalty", "from 1e-6 to 100")
-        must(self.max_new_tokens >= 1, "max_new_tokens", "at least 1")
+        must(1 <= self.max_new_tokens < 2**31, "max_new_tokens", "from 1 to 2147483647")
         must(
             not isinstance(self.stop, str) and all(self.stop), "stop", "strings, none of them empty"
         )
@@ -169,9 +169,10 @@ def _pick(weights_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
 
     def place(weights_BX: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:
         sums_BX = jnp.cumsum(weights_BX, axis=1)
-        # Below the sum of all, whatever was rounded: so the place is one with a weight.
+        # Below the sum of all, and at a place with a weight, whatever was rounded: a GPU adds up in
+        # another order for each place, so that a sum may grow where there is nothing to add.
         target_B = jnp.clip(target_B, 0, sums_BX.max(axis=1) * (1 - 2.0**-20))
-        at_B = (sums_BX <= target_B[:, None]).sum(axis=1)
+        at_B = jnp.argmax((sums_BX > target_B[:, None]) & (weights_BX > 0), axis=1)
         return at_B, target_B - (sums_BX - weights_BX)[rows_B, at_B]
 
     parts_BN = weights_BNP.sum(axis=2)

@@ -188,11 +188,13 @@ def export(args: argparse.Namespace) -> None:
     """A model for other programs: Hugging Face transformers (hf) or llama.cpp and Ollama (gguf)."""
     if args.push_to_hub and args.to != "hf":
         raise UserError("--push-to-hub goes with --to hf")
+    if args.type and args.to != "gguf":
+        raise UserError("--type goes with --to gguf; hf is written in float32")
     start_jax()
     from tsuzuri.language_model import LanguageModel
 
     out = Path(args.out)
-    LanguageModel.load(args.run, say).export(args.to, out, args.type)
+    LanguageModel.load(args.run, say).export(args.to, out, args.type or "f16")
     if args.to == "gguf":
         from tsuzuri.interop import gguf
 
@@ -233,14 +235,19 @@ def plan(args: argparse.Namespace) -> None:
     this machine, and chooses a mesh: memory, collectives and the time they allow.
     """
     if args.topology:
+        if (args.device, args.devices, args.mfu) != ("this", 1, None):
+            raise UserError("--topology names the chips: leave out --device, --devices and --mfu")
         os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
     start_jax()
     from tsuzuri import plan as planning
+    from tsuzuri import tokenizer as tokenizers
 
     changes = changes_of(args)
     base = presets.preset(changes.get("preset", "llama"), changes.get("size", ""))
     cfg = config.replace(base, changes)
     vocab_size = cfg.model.vocab_size or cfg.tokenizer.vocab_size
+    if cfg.tokenizer.path or cfg.tokenizer.kind == "bytes":  # not trained: it has its own
+        vocab_size = tokenizers.load(cfg.tokenizer.path or "bytes").vocab_size
     if args.topology:
         from tsuzuri import pod
 
@@ -312,7 +319,7 @@ def config_of(args: argparse.Namespace, run: Path, preset: str = "llama") -> Con
         from tsuzuri.run_folder import read_config
 
         base = read_config(run)
-    elif "init_from" in changes:
+    elif changes.get("init_from"):
         from tsuzuri.run_folder import read_config
 
         if changed := changes.keys() & {"preset", "size"}:
@@ -390,6 +397,8 @@ def _generate(
 
     checked = Sampling(**sampling)
     model = LanguageModel.load(run, say)
+    if stream and len(prompts) > 1:
+        say("--stream shows one text while it is written; these are shown when all are done")
     if stream and len(prompts) == 1:
         print(prompts[0], end="", flush=True)
         model.generate_many(prompts, checked, lambda row, text: print(text, end="", flush=True))

@@ -75,7 +75,7 @@ def head_without_bias(cfg: ModelConfig, params: Params) -> tuple[ModelConfig, Pa
     params = {path: widened(path, np.asarray(value)) for path, value in params.items()}
     params["final_norm/bias"][width] = 1
     bias_1V = params.pop("head/bias")[None, :]
-    nothing_V = np.zeros((more - 1, cfg.vocab_size), np.float32)
+    nothing_V = np.zeros((more - 1, cfg.outputs), np.float32)
     params["head/kernel"] = np.concatenate([params["head/kernel"], bias_1V, nothing_V])
     cfg = dataclasses.replace(
         cfg,

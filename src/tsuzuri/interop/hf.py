@@ -167,6 +167,8 @@ def read(path: Path, say: Say) -> Imported:
         hold; it asks for code of its own; its weights are pickled, damaged, incomplete, of another
         shape; its tokenizer has more tokens than the model.
     """
+    if path.is_file():
+        raise UserError(f"{path} is a file; give the folder that holds it and its config.json")
     if not path.is_dir():
         raise UserError(f"{path}: no such folder")
     where = path / "config.json"
@@ -214,8 +216,11 @@ def read(path: Path, say: Say) -> Imported:
 def _read_tokenizer(path: Path, say: Say) -> Tokenizer:
     beside = path / "tokenizer_config.json"
     told = files.read_json(beside) if beside.exists() else {}
-    if isinstance(told, dict) and told.get("auto_map"):
+    told = told if isinstance(told, dict) else {}
+    if told.get("auto_map"):
         say(f"{beside}: asks for code of its own (auto_map), which is not run")
+    if told.get("chat_template") or (path / "chat_template.jinja").exists():
+        say(f"{path}: its chat template is not kept: a prompt goes to the model as it is")
     for name in ("tokenizer.json", "tokenizer.model"):
         if (path / name).exists():
             return tokenizer.load(path / name)
@@ -362,6 +367,8 @@ def download(name: str) -> Path:
     import huggingface_hub
 
     repository, _, revision = name.partition("@")
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", repository):
+        raise UserError(f"{name}: no such folder, and no OWNER/NAME of huggingface.co")
     try:
         folder = huggingface_hub.snapshot_download(
             repository,
@@ -370,7 +377,8 @@ def download(name: str) -> Path:
             ignore_patterns=["*/*"],
         )
     except Exception as error:
-        raise _hub_error(f"{name}: cannot be had from huggingface.co", error, UserError) from error
+        what = f"{name}: no such folder, and it cannot be had from huggingface.co"
+        raise _hub_error(what, error, UserError) from error
     weights = ("*.safetensors", _LM1B[0])
     if not any(found for pattern in weights for found in Path(folder).glob(pattern)):
         raise UserError(

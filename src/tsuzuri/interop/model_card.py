@@ -35,8 +35,7 @@ tags:
 
 # {title}
 
-A causal language model (`{architecture}`), trained from scratch with tsuzuri. It continues texts; \
-it was not taught to follow instructions, and what it writes may be false.
+A causal language model (`{architecture}`), {origin}, and what it writes may be false.
 
 ## What is known
 
@@ -80,9 +79,21 @@ def model_card(architecture: str, cfg: ModelConfig, facts: Mapping[str, Any]) ->
     return _CARD.format(
         title=_cell(facts.get("run") or "A language model"),
         architecture=architecture,
+        origin=_origin(given),
         known="\n".join(lines),
         unknown=f"Not known: {', '.join(absent)}." if absent else "",
         context_length=cfg.context_length,
+    )
+
+
+def _origin(given: Mapping[str, Any]) -> str:
+    if "init_from" in given:
+        return "trained with tsuzuri, from the parameters of another model. It continues texts"
+    if given.get("preset") == "imported":
+        return "trained elsewhere and written by tsuzuri. It continues texts"
+    return (
+        "trained from scratch with tsuzuri. It continues texts; it was not taught to follow "
+        "instructions"
     )
 
 
