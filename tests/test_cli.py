@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -363,8 +364,6 @@ def test_a_fault_of_the_program_is_one_line_too(capsys, monkeypatch):
 
 def test_interrupted_while_preparing(folder, tmp_path):
     """Ctrl-C before training begins ends with 130 and no traceback."""
-    import signal
-
     big = tmp_path / "big.txt"
     big.write_text(TEXT * 200, encoding="utf-8")
     command = [sys.executable, "-m", "tsuzuri.cli", "train", str(big), "--run"]
@@ -410,6 +409,21 @@ def test_out_of_memory_says_what_needs_it_and_what_to_lower(tmp_path):
         r"; lower --batch-size, or raise --compute.accumulate or --mesh.fsdp",
         done.stderr.splitlines()[-1],
     )
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.6, 1.2])
+def test_ctrl_c_while_a_model_is_compiled(folder, tmp_path, seconds):
+    """It used to end in a segmentation fault: XLA compiles in threads of its own."""
+    script = "import sys; from tsuzuri import cli, generate; sys.stderr.write('.'); "
+    script += "sys.exit(cli.main())"
+    command = [sys.executable, "-c", script, "generate", str(folder / "run")]
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=env)
+    assert process.stderr and process.stderr.read(1) == b"."  # what takes long is imported
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1]
+    assert (process.returncode, said) in [(130, b"interrupted\n"), (0, b"")]
 
 
 def test_ctrl_c_is_not_lost_while_garbage_is_collected():

@@ -392,7 +392,7 @@ def test_a_run_in_use_is_refused(finished):
 def test_a_run_that_lies_in_the_text_is_refused(tmp_path):
     """It would be trained on its own config.json."""
     (tmp_path / "text.txt").write_text("綴り。" * 2000, encoding="utf-8")
-    with pytest.raises(UserError, match="is read as text, and .* lies in it"):
+    with pytest.raises(UserError, match=r"is read as text, and .* lies in it"):
         train(preset("llama", **TINY), tmp_path / "runs" / "it", [str(tmp_path)], progress=False)
 
 
@@ -401,8 +401,7 @@ def test_a_text_whose_name_is_not_utf8(tmp_path):
     Path(name).write_text("綴り。" * 2000, encoding="utf-8")
     cfg = preset("llama", **TINY | {"steps": 2})
     train(cfg, tmp_path / "run", [name], progress=False)
-    folder, found = run_folder.features_of(tmp_path / "run")
-    assert found["source"]["sources"] == [name]
+    assert run_folder.features_of(tmp_path / "run")[1]["source"]["sources"] == [name]
 
 
 @pytest.mark.parametrize("stored", ["{}", "[]", '{"fingerprint": 1, "format": 1}'])

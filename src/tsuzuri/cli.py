@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if hosts.count() > 1:
             hosts.leave(code)
+    if code == 130 and "jax" in sys.modules:
+        # XLA may still compile in threads of its own, which crash while Python clears up.
+        os._exit(code)
     return code
 
 
