@@ -426,11 +426,30 @@ def test_ctrl_c_while_a_model_is_compiled(folder, tmp_path, seconds):
     assert (process.returncode, said) in [(130, b"interrupted\n"), (0, b"")]
 
 
+def in_a_process(script):
+    """Exit code and stderr of what it does as `doctor`."""
+    script = "import gc, signal, sys, time\nfrom tsuzuri import cli, verbs\n" + script
+    script += "\nverbs.doctor = doctor\nsys.exit(cli.main(['doctor']))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+def test_what_fails_in_the_clean_up_after_ctrl_c_is_no_fault():
+    """As in tqdm, which releases a lock that it does not have yet."""
+    script = """
+def doctor(args):
+    "Fails."
+    try:
+        raise KeyboardInterrupt
+    finally:
+        del args.lock
+"""
+    assert in_a_process(script) == (130, "interrupted\n")
+
+
 def test_ctrl_c_is_not_lost_while_garbage_is_collected():
     """JAX has the collector call it; what is raised in there is printed and forgotten by Python."""
     script = """
-import gc, signal, sys, time
-from tsuzuri import cli, verbs
 def _xla_gc_callback(phase, _):
     if phase == "stop":
         signal.raise_signal(signal.SIGINT)
@@ -440,8 +459,5 @@ def doctor(args):
     gc.collect()
     gc.callbacks.pop()
     time.sleep(30)
-verbs.doctor = doctor
-sys.exit(cli.main(["doctor"]))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    assert in_a_process(script) == (130, "interrupted\n")

@@ -209,6 +209,12 @@ def test_who_sent_sigterm_before_there_was_anything_to_save_starts_it_again():
         with pytest.raises(leaves_as), StopSignals():
             os.kill(os.getpid(), number)
             time.sleep(1)
+    with pytest.raises(Stopped), StopSignals() as stop:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        finally:  # a library's clean-up that fails
+            del stop.lock
 
 
 def test_an_interrupt_that_a_library_swallows_still_stops_the_run(tmp_path, text, monkeypatch):

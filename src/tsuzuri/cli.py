@@ -17,7 +17,7 @@ from tsuzuri.apps.input_method import verbs as ime
 from tsuzuri.apps.scaling import verbs as scaling
 from tsuzuri.apps.serve import verbs as serving
 from tsuzuri.config import Config
-from tsuzuri.errors import UserError
+from tsuzuri.errors import UserError, interrupted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,13 +58,13 @@ def _run(arguments: list[str]) -> int:
         finally:  # also after --help
             _flush()
         return 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader of our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
+        if interrupted(error):
+            print("interrupted", file=sys.stderr)
+            return 130
         if debug:
             raise
         line = str(error)

@@ -15,3 +15,10 @@ class RunError(RuntimeError):
     """The work itself failed: a full disk, a loss that is not a number. Exit code 1."""
 
     exit_code = 1
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether this is Ctrl-C, or what failed in a library's clean-up after one."""
+    while error and not isinstance(error, KeyboardInterrupt) and not hasattr(error, "exit_code"):
+        error = error.__context__
+    return isinstance(error, KeyboardInterrupt)

@@ -20,7 +20,7 @@ from tsuzuri import checkpoint, evaluate, hosts, run_folder, tokenizer, track
 from tsuzuri.cloud import Bucket
 from tsuzuri.config import Config, flatten
 from tsuzuri.data import Batches, Blocks
-from tsuzuri.errors import UserError
+from tsuzuri.errors import UserError, interrupted
 from tsuzuri.files import locked, remove
 from tsuzuri.generate import Generator
 from tsuzuri.meter import Meter, Profiler, its_time
@@ -275,10 +275,10 @@ class StopSignals:
                 self._before[number] = signal.signal(number, self._come)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if kind is KeyboardInterrupt and self._last == signal.SIGTERM:
+        if interrupted(error) and self._last == signal.SIGTERM:
             raise Stopped("stopped by SIGTERM; the same command goes on from what is saved")
 
     def _come(self, number: int, frame: Any) -> None:
