@@ -18,10 +18,13 @@ from tqdm import tqdm
 
 from tsuzuri import track, verbs
 from tsuzuri.errors import UserError
+from tsuzuri.features.packing import Packing
+from tsuzuri.features.parquet import describe
 from tsuzuri.files import write_json
 from tsuzuri.plots import loss_plot
 from tsuzuri.presets import preset
 from tsuzuri.run_folder import draw_loss, write_config
+from tsuzuri.tokenizer import ByteTokenizer
 from tsuzuri.track import Console, Goodput, Jsonl, Log, duration, read_jsonl
 from tsuzuri.train import train
 
@@ -122,8 +125,9 @@ def test_the_plot_is_a_picture_and_says_when_there_is_nothing(tmp_path):
     with pytest.raises(UserError, match="no metrics yet"):
         draw_loss(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in lines))
-    split = {"held_out": {"entropy_bits": None, "tokens": 5}}
-    write_json(tmp_path / "features.json", {"splits": split})
+    splits = {"held_out": {"entropy_bits": None, "tokens": 5}}
+    packing, tokenizer = Packing("concat", 4, 4, 1, 0, 0, 0), ByteTokenizer()
+    write_json(tmp_path / "features.json", describe(packing, tokenizer, 0, 0.1, {}, splits))
     assert draw_loss(tmp_path).exists()
 
 

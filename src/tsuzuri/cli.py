@@ -44,10 +44,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     """Ctrl-C as Python has it; but while JAX is called by the garbage collector, whatever is raised
     would be printed and lost: there it comes a moment later.
     """
-    if frame and frame.f_code.co_name == "_xla_gc_callback":
-        threading.Timer(0.01, signal.raise_signal, [number]).start()
-    else:
+    while frame and frame.f_code.co_name != "_xla_gc_callback":
+        frame = frame.f_back
+    if not frame:
         raise KeyboardInterrupt
+    here = threading.get_ident()  # so that it also ends what this thread will wait for
+    threading.Timer(0.01, signal.pthread_kill, [here, number]).start()
 
 
 def _run(arguments: list[str]) -> int:

@@ -96,10 +96,14 @@ class Engine:
     def start(self) -> None:
         self._thread.start()
 
-    def close(self) -> None:
-        """Ends the thread when all texts are written."""
+    def close(self, at_once: bool = False) -> None:
+        """Ends the thread when all texts are written; or `at_once`, as soon as a call has ended."""
         with self._changed:
             self._closing = True
+            if at_once:
+                self._waiting.clear()
+                for text in self._inside:
+                    text.end("length")
             self._changed.notify()
         self._thread.join()
 

@@ -178,7 +178,8 @@ def app(
         ready()
         try:
             yield
-        except asyncio.CancelledError:  # by a second Ctrl-C: nothing is waited for
+        except asyncio.CancelledError:  # by a second Ctrl-C
+            engine.close(at_once=True)
             return
         await asyncio.to_thread(engine.close)
 
