@@ -1,6 +1,7 @@
 """The loop: it learns, it resumes to the bit, it survives kills, damage and bad batches."""
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -19,6 +20,8 @@ import pytest
 import tsuzuri
 from tsuzuri import checkpoint, run_folder, tokenizer
 from tsuzuri.config import Config, TokenizerConfig, replace
+from tsuzuri.corpus.document import Document
+from tsuzuri.corpus.prepare import prepare
 from tsuzuri.data import Batch, Blocks, in_order
 from tsuzuri.errors import RunError, UserError
 from tsuzuri.files import locked
@@ -217,6 +220,18 @@ def test_who_sent_sigterm_before_there_was_anything_to_save_starts_it_again():
             del stop.lock
 
 
+def test_a_signal_is_not_lost_while_garbage_is_collected():
+    def _xla_gc_callback(phase, _):
+        if phase == "stop":
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Stopped), StopSignals():
+        gc.callbacks.append(_xla_gc_callback)
+        gc.collect()
+        gc.callbacks.remove(_xla_gc_callback)
+        time.sleep(30)
+
+
 def test_an_interrupt_that_a_library_swallows_still_stops_the_run(tmp_path, text, monkeypatch):
     """Some catch whatever comes while they are imported, or while their Rust calls Python."""
 
@@ -400,6 +415,10 @@ def test_a_run_that_lies_in_the_text_is_refused(tmp_path):
     (tmp_path / "text.txt").write_text("綴り。" * 2000, encoding="utf-8")
     with pytest.raises(UserError, match=r"is read as text, and .* lies in it"):
         train(preset("llama", **TINY), tmp_path / "runs" / "it", [str(tmp_path)], progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]  # nothing is left to be read
+    prepared = tmp_path / "corpus"  # which names its own files
+    prepare([Document("綴り。" * 2000)], prepared, {}, lambda line: None)
+    train(preset("llama", **TINY | {"steps": 2}), prepared / "run", [str(prepared)], progress=False)
 
 
 def test_a_text_whose_name_is_not_utf8(tmp_path):

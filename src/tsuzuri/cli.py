@@ -6,10 +6,8 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from tsuzuri import __version__, config, verbs
@@ -17,7 +15,7 @@ from tsuzuri.apps.input_method import verbs as ime
 from tsuzuri.apps.scaling import verbs as scaling
 from tsuzuri.apps.serve import verbs as serving
 from tsuzuri.config import Config
-from tsuzuri.errors import UserError, interrupted
+from tsuzuri.errors import UserError, interrupt, interrupted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130 interrupted.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGINT, interrupt)
     code = _run(list(sys.argv[1:] if arguments is None else arguments))
     if "tsuzuri.hosts" in sys.modules:
         from tsuzuri import hosts
@@ -40,18 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C as Python has it; but while JAX is called by the garbage collector, whatever is raised
-    would be printed and lost: there it comes a moment later.
-    """
-    while frame and frame.f_code.co_name != "_xla_gc_callback":
-        frame = frame.f_back
-    if not frame:
-        raise KeyboardInterrupt
-    here = threading.get_ident()  # so that it also ends what this thread will wait for
-    threading.Timer(0.01, signal.pthread_kill, [here, number]).start()
-
-
 def _run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     try:
@@ -61,7 +47,6 @@ def _run(arguments: list[str]) -> int:
             _flush()
         return 0
     except BrokenPipeError:  # the reader of our output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, Exception) as error:
         if interrupted(error):

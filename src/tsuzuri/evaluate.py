@@ -79,7 +79,7 @@ def mean_loss(
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), or the largest that a float holds about."""
+    """exp(loss); of a loss above 700, that of 700: a float holds little more."""
     return math.exp(min(loss, 700.0))
 
 

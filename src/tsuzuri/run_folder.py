@@ -17,6 +17,7 @@ import numpy as np
 from tsuzuri import corpus, features, tokenizer
 from tsuzuri.checkpoint import restore, save, steps
 from tsuzuri.config import Config, ModelConfig, differences, flatten, from_json, replace
+from tsuzuri.corpus.text_files import MANIFEST
 from tsuzuri.errors import UserError
 from tsuzuri.files import read_json, remove, write_beside, write_json
 from tsuzuri.plots import loss_plot
@@ -107,6 +108,21 @@ def initial_parameters(init_from: Path, tokenizer: Tokenizer, cfg: ModelConfig, 
     if found is None:
         raise UserError(f"--init-from {init_from} holds no checkpoint yet: train it first")
     return found[0]["params"]
+
+
+def check_sources(sources: Sequence[str], out: Path) -> None:
+    """Checks what is to be read before anything is made in `out`.
+
+    Raises:
+      UserError: a source is not there; or `out` lies in it and would be read as text.
+    """
+    for source in map(Path, sources):
+        if not source.exists():
+            raise UserError(f"{source}: no such file or folder")
+        # A corpus and features that were made here name the files that belong to them.
+        named = any((source / name).exists() for name in (MANIFEST, "features.json"))
+        if not named and source.resolve() in [out.resolve(), *out.resolve().parents]:
+            raise UserError(f"{source} is read as text, and {out} lies in it; choose another place")
 
 
 def prepare(
@@ -209,11 +225,6 @@ def draw_loss(run: Path) -> Path:
 
 def _from_text(sources: Sequence[str], cfg: Config, run: Path, say: Say, progress: bool) -> None:
     """The two stages from text to features, each done only where its inputs have changed."""
-    for source in map(Path, sources):
-        if source.resolve() in [run.resolve(), *run.resolve().parents]:
-            raise UserError(
-                f"{source} is read as text, and {run} lies in it; give a --run outside of it"
-            )
     text = corpus.fingerprint(sources, cfg.text)
     tokenizer_inputs = _digest(text, cfg.tokenizer, cfg.features.held_out, cfg.seed)
     feature_inputs = _digest(tokenizer_inputs, cfg.features, cfg.sequence_length)

@@ -20,7 +20,7 @@ from tsuzuri import checkpoint, evaluate, hosts, run_folder, tokenizer, track
 from tsuzuri.cloud import Bucket
 from tsuzuri.config import Config, flatten
 from tsuzuri.data import Batches, Blocks
-from tsuzuri.errors import UserError, interrupted
+from tsuzuri.errors import interrupt, interrupted
 from tsuzuri.files import locked, remove
 from tsuzuri.generate import Generator
 from tsuzuri.meter import Meter, Profiler, its_time
@@ -67,9 +67,7 @@ def train(
       RunError: the disk is full, or the loss is not finite for several steps.
       Stopped: Ctrl-C or SIGTERM came; the run is saved, and running it again goes on from there.
     """
-    for source in sources:
-        if not Path(source).exists():
-            raise UserError(f"{source}: no such file or folder")
+    run_folder.check_sources(sources, run)
     hosts.shared(run)
     with contextlib.ExitStack() as held, StopSignals() as stop:
         console = Console(cfg.steps, show=progress and hosts.is_first())
@@ -284,4 +282,4 @@ class StopSignals:
     def _come(self, number: int, frame: Any) -> None:
         again, self.asked, self._last = self.asked, True, number
         if again or not self.patient:
-            raise KeyboardInterrupt
+            interrupt(number, frame)

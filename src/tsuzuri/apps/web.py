@@ -65,12 +65,7 @@ def run(config: "uvicorn.Config", listening: socket.socket) -> None:
     """
     import uvicorn
 
-    # What is cut off is no failure: it needs no traceback for each request.
-    logging.getLogger("uvicorn.error").addFilter(
-        lambda record: (
-            not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
-        )
-    )
+    logging.getLogger("uvicorn.error").addFilter(_is_failure)
     # uvicorn has the handlers that were there before its own called when it has ended.
     before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -78,6 +73,11 @@ def run(config: "uvicorn.Config", listening: socket.socket) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_failure(record: logging.LogRecord) -> bool:
+    """What is cut off at the end is none: it needs no traceback for each request."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def is_local(host: str) -> bool:

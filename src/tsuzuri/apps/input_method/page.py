@@ -42,13 +42,13 @@ def serve(method: InputMethod, host: str, port: int, say: Callable[[str], None])
         are not installed.
     """
     try:
-        import uvicorn  # noqa: F401
+        served = config(method, host)
     except ImportError as error:
         raise UserError("the page needs more packages: pip install 'tsuzuri[serve]'") from error
     method.session().candidates("th")  # what is compiled is compiled before the first key
     with web.listen(host, port) as listening:
         say(f"{web.address(listening, host)} is the page; Ctrl-C ends it")
-        web.run(config(method, host), listening)
+        web.run(served, listening)
 
 
 def config(method: InputMethod, host: str) -> "uvicorn.Config":

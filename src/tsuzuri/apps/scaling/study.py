@@ -26,6 +26,7 @@ from tsuzuri.features.splits import Part, lengths_if_few
 from tsuzuri.files import locked, read_json, remove, write_json
 from tsuzuri.model import flops_per_token
 from tsuzuri.optim import warmup_steps
+from tsuzuri.run_folder import check_sources
 from tsuzuri.tokenizer import Tokenizer
 from tsuzuri.track import duration, read_jsonl
 
@@ -103,9 +104,7 @@ def run(
       UserError: what was given cannot be used; `out` holds another study, or something else.
       Stopped: Ctrl-C or SIGTERM came; the same command goes on from there.
     """
-    for source in sources:
-        if not Path(source).exists():
-            raise UserError(f"{source}: no such file or folder")
+    check_sources(sources, out)
     if not (out / "study.json").exists() and (out.is_file() or list(out.glob("[!.]*"))):
         raise UserError(f"{out} is there already, and is no study; choose another --out")
     if not sources and not begun(out):

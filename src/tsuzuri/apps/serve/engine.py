@@ -101,9 +101,7 @@ class Engine:
         with self._changed:
             self._closing = True
             if at_once:
-                self._waiting.clear()
-                for text in self._inside:
-                    text.end("length")
+                self.cancel([*self._inside, *(job.text for job in self._waiting)])
             self._changed.notify()
         self._thread.join()
 
